@@ -1,0 +1,81 @@
+package control
+
+import (
+	"net/netip"
+
+	"tulle/policy"
+	"tulle/policy/api"
+)
+
+// Lifeline says what ends an attach besides Detach.
+type Lifeline string
+
+// Lifelines.
+const (
+	// LifelineConnection: the connection the attach came on; its end is a detach.
+	LifelineConnection Lifeline = "connection"
+	// LifelinePidfd: a second descriptor, a pidfd; the process's end is a detach.
+	LifelinePidfd Lifeline = "pidfd"
+	// LifelineNone: only Detach or GC ends it, and List says so.
+	LifelineNone Lifeline = "none"
+)
+
+// Attach hands a container's TUN descriptor to the daemon. The descriptor
+// travels beside the message (SCM_RIGHTS), first, then the pidfd if there is one.
+type Attach struct {
+	Container string     `json:"container"` // unique on the cell
+	App       api.AppRef `json:"app"`
+	Instance  string     `json:"instance,omitempty"`
+	Device    string     `json:"device"` // name inside the container's namespace, e.g. eth0
+	Lifeline  Lifeline   `json:"lifeline"`
+	// Resume asks for the endpoint that the daemon's journal has for Container:
+	// the daemon was restarted and the attacher kept its duplicate.
+	Resume bool `json:"resume,omitempty"`
+}
+
+// Attached is the answer: what the attacher configures on the device.
+type Attached struct {
+	Address     netip.Prefix `json:"address"`  // /32
+	Resolver    netip.Addr   `json:"resolver"` // 169.254.0.2
+	MTU         int          `json:"mtu"`
+	App         policy.AppID `json:"app"`
+	Incarnation uint64       `json:"incarnation"`
+	Resumed     bool         `json:"resumed,omitempty"` // the endpoint was there; nothing to configure
+}
+
+// Detach ends an endpoint. Detaching what is not there succeeds.
+type Detach struct {
+	Container string `json:"container"`
+}
+
+// Endpoint is a local container in a List.
+type Endpoint struct {
+	Container   string       `json:"container"`
+	Address     netip.Addr   `json:"address"`
+	App         policy.AppID `json:"app"`
+	AppName     string       `json:"app_name,omitempty"`
+	Space       string       `json:"space,omitempty"`
+	Org         string       `json:"org,omitempty"`
+	Instance    string       `json:"instance,omitempty"`
+	Tag         policy.Tag   `json:"tag"`
+	Incarnation uint64       `json:"incarnation"`
+	Lifeline    Lifeline     `json:"lifeline"`
+	Waiting     bool         `json:"waiting,omitempty"` // journalled, its attacher has not come back yet
+	UID         uint32       `json:"uid"`               // who attached it
+}
+
+// Status is the daemon's state at a glance.
+type Status struct {
+	Cell      string         `json:"cell"`
+	Lease     netip.Prefix   `json:"lease"`
+	Underlay  netip.AddrPort `json:"underlay"`
+	PID       int            `json:"pid"`
+	Epoch     api.Epoch      `json:"epoch"`
+	Revision  api.Revision   `json:"revision"`
+	Connected bool           `json:"connected"` // to the policy server
+	Policies  int            `json:"policies"`
+	Flows     int            `json:"flows"`
+	Endpoints []Endpoint     `json:"endpoints"`
+	Remote    []api.Endpoint `json:"remote"` // other cells' endpoints that concern this cell
+	Peers     []api.Peer     `json:"peers"`
+}
