@@ -1,0 +1,212 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+const defaultFuzzTime = 5 * time.Second
+
+// event is a line of go test -json (cmd/test2json).
+type event struct {
+	Action  string
+	Package string
+	Test    string
+	Elapsed float64
+	Output  string
+}
+
+// report gathers what a run printed: output is kept by test and shown only for
+// what failed or was skipped.
+type report struct {
+	out                     io.Writer
+	output                  map[[2]string]*bytes.Buffer
+	passed, failed, skipped int
+	skips                   []string
+}
+
+func (r *report) add(e event) {
+	key := [2]string{e.Package, e.Test}
+	switch e.Action {
+	case "output", "build-output":
+		if r.output[key] == nil {
+			r.output[key] = new(bytes.Buffer)
+		}
+		r.output[key].WriteString(e.Output)
+	case "pass", "fail", "skip":
+		r.end(key, e)
+		delete(r.output, key)
+	}
+}
+
+func (r *report) end(key [2]string, e event) {
+	text := ""
+	if b := r.output[key]; b != nil {
+		text = b.String()
+	}
+	if e.Test == "" {
+		switch e.Action {
+		case "fail":
+			fmt.Fprintf(r.out, "FAIL  %s (%.1f s)\n%s", e.Package, e.Elapsed, text)
+		case "pass":
+			fmt.Fprintf(r.out, "ok    %s (%.1f s)\n", e.Package, e.Elapsed)
+		}
+		return
+	}
+	switch e.Action {
+	case "pass":
+		r.passed++
+	case "fail":
+		r.failed++
+		fmt.Fprintf(r.out, "--- FAIL: %s %s (%.1f s)\n%s", e.Package, e.Test, e.Elapsed, text)
+	case "skip":
+		r.skipped++
+		r.skips = append(r.skips, fmt.Sprintf("%s %s: %s", e.Package, e.Test, reason(text)))
+	}
+}
+
+// reason is what a skipped test said, on one line.
+func reason(text string) string {
+	var words []string
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if line != "" && !strings.HasPrefix(line, "===") && !strings.HasPrefix(line, "---") {
+			words = append(words, line)
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+func goTest(ctx context.Context, out io.Writer, race bool) error {
+	args := []string{"test", "-json", "-count=1", "-timeout=20m"}
+	env := append(os.Environ(), "CGO_ENABLED=0")
+	if race {
+		args = append(args, "-race")
+		env = append(os.Environ(), "CGO_ENABLED=1")
+	}
+	cmd := exec.CommandContext(ctx, "go", append(args, "./...")...)
+	// go test passes an interrupt on and cleans up after its tests.
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = time.Minute
+	cmd.Env = env
+	cmd.Stderr = os.Stderr
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	r := &report{out: out, output: make(map[[2]string]*bytes.Buffer)}
+	lines := bufio.NewScanner(pipe)
+	lines.Buffer(nil, 16<<20)
+	for lines.Scan() {
+		var e event
+		if json.Unmarshal(lines.Bytes(), &e) != nil {
+			fmt.Fprintln(out, lines.Text())
+			continue
+		}
+		r.add(e)
+	}
+	err = cmd.Wait()
+	for _, s := range r.skips {
+		fmt.Fprintln(out, "SKIPPED", s)
+	}
+	fmt.Fprintf(out, "%d passed, %d failed, %d skipped\n", r.passed, r.failed, r.skipped)
+	switch {
+	case err != nil:
+		return fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
+	case r.passed == 0:
+		return fmt.Errorf("no test ran")
+	case r.skipped > 0 && os.Getenv("CI") == "true":
+		return fmt.Errorf("%d tests were skipped, and with CI=true none may be", r.skipped)
+	}
+	return nil
+}
+
+// target is one fuzz function.
+type target struct{ pkg, name string }
+
+var fuzzLine = regexp.MustCompile(`^Fuzz\w*$`)
+
+func targets(ctx context.Context) ([]target, error) {
+	cmd := exec.CommandContext(ctx, "go", "test", "-list=^Fuzz", "-json", "./...")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("list fuzz targets: %w", err)
+	}
+	var ts []target
+	dec := json.NewDecoder(bytes.NewReader(out))
+	for {
+		var e event
+		if err := dec.Decode(&e); err == io.EOF {
+			break
+		} else if err != nil {
+			return nil, fmt.Errorf("list fuzz targets: %w", err)
+		}
+		if name := strings.TrimSpace(e.Output); e.Action == "output" && fuzzLine.MatchString(name) {
+			ts = append(ts, target{e.Package, name})
+		}
+	}
+	slices.SortFunc(ts, func(a, b target) int { return strings.Compare(a.pkg+a.name, b.pkg+b.name) })
+	return ts, nil
+}
+
+// fuzz runs every target for d, two at a time with one worker each: most of a
+// short run is the building of the instrumented binary, which is not parallel.
+func fuzz(ctx context.Context, out io.Writer, d time.Duration) error {
+	ts, err := targets(ctx)
+	if err != nil {
+		return err
+	}
+	if len(ts) == 0 {
+		return fmt.Errorf("no fuzz target found")
+	}
+	var (
+		mu     sync.Mutex // guards out and failed
+		failed []string
+		wg     sync.WaitGroup
+		next   = make(chan target)
+	)
+	for range 2 {
+		wg.Go(func() {
+			for t := range next {
+				cmd := exec.CommandContext(ctx, "go", "test", "-run=^$", "-fuzz=^"+t.name+"$",
+					"-fuzztime="+d.String(), "-parallel=1", t.pkg)
+				cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+				cmd.WaitDelay = 10 * time.Second
+				text, err := cmd.CombinedOutput()
+				mu.Lock()
+				if err != nil {
+					failed = append(failed, t.pkg+" "+t.name)
+					fmt.Fprintf(out, "FAIL  fuzz %s %s: %v\n%s", t.pkg, t.name, err, text)
+				} else {
+					fmt.Fprintf(out, "ok    fuzz %s %s\n", t.pkg, t.name)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	for _, t := range ts {
+		next <- t
+	}
+	close(next)
+	wg.Wait()
+	fmt.Fprintf(out, "%d fuzz targets, %d failed\n", len(ts), len(failed))
+	if len(failed) > 0 {
+		return fmt.Errorf("fuzz: %s", strings.Join(failed, ", "))
+	}
+	return ctx.Err()
+}
