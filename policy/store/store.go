@@ -32,6 +32,12 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrLocked: another process owns the database file.
 	ErrLocked = errors.New("database is in use by another server")
+	// ErrCorrupt: the database file is damaged, or is no database at all.
+	ErrCorrupt = errors.New("database is damaged")
+	// ErrFull: the disk is full; what was asked was not stored.
+	ErrFull = errors.New("no space left for the database")
+	// ErrNewer: the database was written by a newer version of the program.
+	ErrNewer = errors.New("database is from a newer version")
 )
 
 // Store is the control plane's database. Methods are safe for concurrent use.
@@ -58,20 +64,37 @@ type Store interface {
 	LastUpdated(ctx context.Context) (time.Time, error)
 
 	// Lease gives the cell its subnet, or renews the one it holds.
+	// A generation that is not the stored one (a cell without its journal, or one
+	// whose lease lapsed) gets a new, higher generation, and the cell's endpoints
+	// of the old one are removed by the same change. ErrNoLease, ErrConflict.
 	Lease(ctx context.Context, cell string, r api.LeaseRequest) (api.Lease, error)
+	// ReleaseLease ends the lease and the cell's endpoints; no lease is no error.
 	ReleaseLease(ctx context.Context, cell string) error
-	// AddPeer enters a silk-kind peer with a subnet of its own.
+	// Expire ends the leases that have run out, with their endpoints, and says
+	// when to call again (zero: no lease is held).
+	Expire(ctx context.Context) (next time.Time, err error)
+	// AddPeer enters a silk-kind peer with a subnet of its own. Port 0 is 4789,
+	// an empty kind silk, an empty mode vxlan. The same peer again is no change;
+	// another with its name, address or subnet is ErrConflict.
 	AddPeer(ctx context.Context, p api.Peer) error
 	RemovePeer(ctx context.Context, name string) error
+	// Cells lists the cells with a lease and the silk peers, by name.
 	Cells(ctx context.Context) ([]Cell, error)
 
 	// SetEndpoints replaces the cell's list. Apps named by name get their stored
-	// GUID. A list whose sequence is not newer than the stored one changes nothing.
+	// GUID. A list whose sequence is not newer than the stored one changes
+	// nothing and is answered with what stands. ErrNotFound without a lease,
+	// ErrConflict when the generation is not the lease's.
 	SetEndpoints(ctx context.Context, cell string, r api.EndpointsRequest) (api.EndpointsResponse, error)
 	Endpoints(ctx context.Context) ([]api.Endpoint, error)
 
+	// Apps is the registry, by org, space and name.
 	Apps(ctx context.Context) ([]App, error)
 
+	// Stats counts without reading the lists.
+	Stats(ctx context.Context) (Stats, error)
+	// Ping says whether the database answers.
+	Ping(ctx context.Context) error
 	Close() error
 }
 
@@ -106,6 +129,18 @@ type App struct {
 	SpaceGUID, Space string
 	OrgGUID, Org     string
 	Instances        int // endpoints registered now
+}
+
+// Stats is the store in numbers.
+type Stats struct {
+	Revision  api.Revision
+	Policies  int
+	Tags      int // apps with a tag
+	TagLimit  int // tags there are
+	Leases    int // held by cells and silk peers, in subnets of the pool
+	LeasePool int // subnets of the pool
+	Endpoints int
+	Apps      int
 }
 
 // LeaseConfig is the overlay network and how it is cut into leases.

@@ -1,0 +1,39 @@
+package server
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"tulle/policy/api"
+)
+
+// Tracker knows what the cells on the other end of the internal API do. It is
+// soft state: a server that has just started knows of nobody. Methods are safe
+// for concurrent use and do not block.
+type Tracker interface {
+	// Cell is what is known of one cell; the zero value when nothing is.
+	Cell(name string) CellStatus
+	// Watchers is the number of open watch streams.
+	Watchers() int
+	// Lag is how many revisions the slowest open watch is behind the store, by
+	// what its cell acknowledged. 0 without watchers.
+	Lag() api.Revision
+}
+
+// CellStatus is a cell's part in the distribution of changes.
+type CellStatus struct {
+	Live         bool         // heard of within the heartbeat
+	Watching     bool         // has a watch stream open here
+	Acknowledged api.Revision // the newest revision it has in force
+	LastSeen     time.Time    // zero: never
+}
+
+// InternalAPI is what the server's lifecycle needs of the internal API: its
+// routes, and its hub, which runs until the context ends and then ends every
+// open watch stream.
+type InternalAPI interface {
+	http.Handler
+	Tracker
+	Run(ctx context.Context) error
+}
