@@ -1,0 +1,139 @@
+package netcfg
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Device is how a container's end of the overlay is set up.
+type Device struct {
+	Name    string
+	Address netip.Prefix // the endpoint's, a /32
+	MTU     int
+}
+
+// addrGenModeNone is IN6_ADDR_GEN_MODE_NONE of <linux/if_link.h>: no link-local
+// address, and so no router solicitation and no listener report.
+const addrGenModeNone = 1
+
+// Configure gives the device its address and MTU, takes it up, and makes it the
+// default route (scope link: behind a TUN there is no neighbour to resolve).
+// IPv6 is off on it: endpoints have none yet, and the host's autoconfiguration
+// would send packets that are nobody's. Configuring again changes nothing.
+func Configure(d Device) error {
+	link, err := netlink.LinkByName(d.Name)
+	if err != nil {
+		return fmt.Errorf("find device %s: %w", d.Name, err)
+	}
+	if err := disableIPv6(link); err != nil {
+		return err
+	}
+	if err := netlink.LinkSetMTU(link, d.MTU); err != nil {
+		return fmt.Errorf("set MTU %d of %s: %w", d.MTU, d.Name, err)
+	}
+	if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: ipNet(d.Address)}); err != nil {
+		return fmt.Errorf("give %s to %s: %w", d.Address, d.Name, err)
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("take %s up: %w", d.Name, err)
+	}
+	route := &netlink.Route{
+		LinkIndex: link.Attrs().Index,
+		Dst:       &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)},
+		Src:       d.Address.Addr().AsSlice(),
+		Scope:     netlink.SCOPE_LINK,
+	}
+	if err := netlink.RouteReplace(route); err != nil {
+		return fmt.Errorf("default route through %s: %w", d.Name, err)
+	}
+	return nil
+}
+
+// Check says whether the device is there as Configure(d) left it; the error
+// names the first difference.
+func Check(d Device) error {
+	link, err := netlink.LinkByName(d.Name)
+	if err != nil {
+		return fmt.Errorf("find device %s: %w", d.Name, err)
+	}
+	if link.Type() != "tuntap" {
+		return fmt.Errorf("%s is a %s, not a TUN", d.Name, link.Type())
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		return fmt.Errorf("%s is down", d.Name)
+	}
+	if d.MTU != 0 && link.Attrs().MTU != d.MTU {
+		return fmt.Errorf("%s has MTU %d, not %d", d.Name, link.Attrs().MTU, d.MTU)
+	}
+	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	if err != nil {
+		return fmt.Errorf("addresses of %s: %w", d.Name, err)
+	}
+	var has []netip.Prefix
+	for _, a := range addrs {
+		has = append(has, prefix(a.IPNet))
+	}
+	if len(has) != 1 || has[0] != d.Address {
+		return fmt.Errorf("%s has %v, not %v", d.Name, has, d.Address)
+	}
+	routes, err := netlink.RouteList(link, netlink.FAMILY_V4)
+	if err != nil {
+		return fmt.Errorf("routes of %s: %w", d.Name, err)
+	}
+	for _, r := range routes {
+		if r.Dst == nil || prefix(r.Dst).Bits() == 0 {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s is not the default route", d.Name)
+}
+
+// LoopbackUp takes lo up in a fresh namespace.
+func LoopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find lo: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("take lo up: %w", err)
+	}
+	return nil
+}
+
+// disableIPv6 does it twice over: the generation mode through netlink, which
+// works where /proc/sys is read-only, and the sysctl, which also refuses
+// addresses that someone adds later. Without IPv6 in the kernel there is
+// neither.
+func disableIPv6(link netlink.Link) error {
+	name := link.Attrs().Name
+	if err := netlink.LinkSetIP6AddrGenMode(link, addrGenModeNone); err != nil &&
+		!errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("IPv6 autoconfiguration of %s off: %w", name, err)
+	}
+	err := os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", name, "disable_ipv6"), []byte("1"), 0)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) && !errors.Is(err, unix.EROFS) {
+		return fmt.Errorf("IPv6 of %s off: %w", name, err)
+	}
+	return nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func prefix(n *net.IPNet) netip.Prefix {
+	addr, _ := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	if addr.Is4In6() {
+		addr = addr.Unmap()
+	}
+	return netip.PrefixFrom(addr, bits)
+}
