@@ -61,7 +61,9 @@ func (v Version) EncodePolicies(ps []policy.Policy) ([]byte, error) {
 
 // decode is what both versions share: JSON, then the rules. Unknown fields are
 // ignored and anything behind the value is a syntax error.
-func decode[T interface{ Domain() ([]policy.Policy, error) }](body []byte) ([]policy.Policy, error) {
+func decode[T interface {
+	Domain() ([]policy.Policy, error)
+}](body []byte) ([]policy.Policy, error) {
 	var list T
 	if err := json.Unmarshal(body, &list); err != nil {
 		return nil, fmt.Errorf("mapper: unmarshal json: %w", err)
