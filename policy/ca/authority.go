@@ -1,0 +1,250 @@
+package ca
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"math/big"
+	"net"
+	"net/url"
+	"path/filepath"
+	"time"
+
+	"tulle/policy"
+)
+
+// Role is what a certificate's holder is; each role has a root of its own.
+type Role string
+
+// The three roles. Their names are the directories of the roots and the host
+// part of the URI SAN.
+const (
+	RoleCell     Role = "cells"
+	RoleInstance Role = "instances"
+	RoleServer   Role = "server"
+)
+
+// Lifetimes. Roots outlive the hosts they were made on; a server renews its own
+// certificate in memory, so that one can be short.
+const (
+	RootLifetime       = 20 * 365 * 24 * time.Hour
+	CellLifetime       = 2 * 365 * 24 * time.Hour
+	ServerLifetime     = 90 * 24 * time.Hour
+	backdate           = time.Hour // for cells whose clock is behind
+	serialBits         = 127
+	rootCert, rootKey  = "cert.pem", "key.pem"
+	instanceDefaultTTL = 24 * time.Hour
+)
+
+// ErrRole: the authority is not the one that signs this kind of certificate.
+var ErrRole = errors.New("wrong root for this kind of certificate")
+
+// Authority is one root with its key.
+type Authority struct {
+	role Role
+	cert *x509.Certificate
+	key  crypto.Signer
+	now  func() time.Time
+}
+
+// Roots is the control plane's three authorities.
+type Roots struct {
+	Cells, Instances, Server *Authority
+}
+
+// Create makes the three roots under dir: dir/cells, dir/instances and
+// dir/server, each with cert.pem and key.pem (0600). It refuses to overwrite.
+func Create(dir string) (*Roots, error) {
+	var made [3]*Authority
+	for i, role := range []Role{RoleCell, RoleInstance, RoleServer} {
+		a, err := createRoot(filepath.Join(dir, string(role)), role, time.Now())
+		if err != nil {
+			return nil, err
+		}
+		made[i] = a
+	}
+	return &Roots{Cells: made[0], Instances: made[1], Server: made[2]}, nil
+}
+
+// Open reads the three roots that Create wrote under dir.
+func Open(dir string) (*Roots, error) {
+	var opened [3]*Authority
+	for i, role := range []Role{RoleCell, RoleInstance, RoleServer} {
+		a, err := openRoot(filepath.Join(dir, string(role)), role)
+		if err != nil {
+			return nil, err
+		}
+		opened[i] = a
+	}
+	return &Roots{Cells: opened[0], Instances: opened[1], Server: opened[2]}, nil
+}
+
+func createRoot(dir string, role Role, now time.Time) (*Authority, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make key of root %s: %w", role, err)
+	}
+	serial, err := newSerial()
+	if err != nil {
+		return nil, err
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber:          serial,
+		Subject:               pkix.Name{Organization: []string{"Tulle"}, CommonName: "Tulle " + string(role) + " root"},
+		NotBefore:             now.Add(-backdate),
+		NotAfter:              now.Add(RootLifetime),
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+		MaxPathLenZero:        true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		return nil, fmt.Errorf("make root %s: %w", role, err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("make root %s: %w", role, err)
+	}
+	keyPEM, err := encodeKey(key)
+	if err != nil {
+		return nil, err
+	}
+	if err := writeNew(dir, map[string][]byte{rootCert: encodeCert(der), rootKey: keyPEM}); err != nil {
+		return nil, fmt.Errorf("write root %s: %w", role, err)
+	}
+	return &Authority{role: role, cert: cert, key: key, now: time.Now}, nil
+}
+
+func openRoot(dir string, role Role) (*Authority, error) {
+	cert, err := readCert(filepath.Join(dir, rootCert))
+	if err != nil {
+		return nil, fmt.Errorf("open root %s: %w", role, err)
+	}
+	key, err := readKey(filepath.Join(dir, rootKey))
+	if err != nil {
+		return nil, fmt.Errorf("open root %s: %w", role, err)
+	}
+	if pub, ok := cert.PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(key.Public()) {
+		return nil, fmt.Errorf("open root %s: %s does not hold the key of %s", role, rootKey, rootCert)
+	}
+	if !cert.IsCA {
+		return nil, fmt.Errorf("open root %s: %s is not a CA certificate", role, rootCert)
+	}
+	return &Authority{role: role, cert: cert, key: key, now: time.Now}, nil
+}
+
+// Pool holds this root alone.
+func (a *Authority) Pool() *x509.CertPool {
+	p := x509.NewCertPool()
+	p.AddCert(a.cert)
+	return p
+}
+
+// CertPEM is the root's certificate, for those who verify against it.
+func (a *Authority) CertPEM() []byte { return encodeCert(a.cert.Raw) }
+
+// IssueServer makes a server certificate for hosts: names or IP addresses.
+// A lifetime of 0 is ServerLifetime.
+func (a *Authority) IssueServer(hosts []string, lifetime time.Duration) (*Credential, error) {
+	if a.role != RoleServer {
+		return nil, fmt.Errorf("issue server certificate from root %s: %w", a.role, ErrRole)
+	}
+	if len(hosts) == 0 {
+		return nil, errors.New("issue server certificate: no host name or address")
+	}
+	tmpl := &x509.Certificate{
+		Subject:     pkix.Name{Organization: []string{"Tulle"}, CommonName: hosts[0]},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	for _, h := range hosts {
+		if ip := net.ParseIP(h); ip != nil {
+			tmpl.IPAddresses = append(tmpl.IPAddresses, ip)
+		} else {
+			tmpl.DNSNames = append(tmpl.DNSNames, h)
+		}
+	}
+	return a.issue(tmpl, lifetime, ServerLifetime)
+}
+
+// IssueCell makes the credential of the cell name, which may host the given
+// spaces (AnySpace, NamedSpace or SpaceGUID). A lifetime of 0 is CellLifetime.
+func (a *Authority) IssueCell(name string, spaces []Space, lifetime time.Duration) (*Credential, error) {
+	if a.role != RoleCell {
+		return nil, fmt.Errorf("issue cell credential from root %s: %w", a.role, ErrRole)
+	}
+	if err := CheckCellName(name); err != nil {
+		return nil, err
+	}
+	tmpl := &x509.Certificate{
+		Subject:     pkix.Name{Organization: []string{"Tulle"}, CommonName: name},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		URIs:        []*url.URL{uri(RoleCell, name)},
+	}
+	for _, s := range spaces {
+		tmpl.URIs = append(tmpl.URIs, s.uri())
+	}
+	return a.issue(tmpl, lifetime, CellLifetime)
+}
+
+// IssueInstance makes the certificate of one container of app, for connections
+// between containers. A lifetime of 0 is a day.
+func (a *Authority) IssueInstance(app policy.AppID, instance string, lifetime time.Duration) (*Credential, error) {
+	if a.role != RoleInstance {
+		return nil, fmt.Errorf("issue instance certificate from root %s: %w", a.role, ErrRole)
+	}
+	if app == "" || instance == "" {
+		return nil, errors.New("issue instance certificate: application or instance is empty")
+	}
+	tmpl := &x509.Certificate{
+		Subject:     pkix.Name{Organization: []string{"Tulle"}, CommonName: instance},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+		URIs:        []*url.URL{uri(RoleInstance, string(app), instance)},
+	}
+	return a.issue(tmpl, lifetime, instanceDefaultTTL)
+}
+
+// issue makes a key, fills in what all leaf certificates have and signs. A
+// negative lifetime gives a certificate that has expired, for tests.
+func (a *Authority) issue(tmpl *x509.Certificate, lifetime, fallback time.Duration) (*Credential, error) {
+	if lifetime == 0 {
+		lifetime = fallback
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make key of %s: %w", tmpl.Subject.CommonName, err)
+	}
+	if tmpl.SerialNumber, err = newSerial(); err != nil {
+		return nil, err
+	}
+	now := a.now()
+	tmpl.NotBefore = now.Add(-backdate)
+	tmpl.NotAfter = now.Add(lifetime)
+	if tmpl.NotAfter.After(a.cert.NotAfter) {
+		tmpl.NotAfter = a.cert.NotAfter
+	}
+	tmpl.KeyUsage = x509.KeyUsageDigitalSignature
+	tmpl.BasicConstraintsValid = true
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, key.Public(), a.key)
+	if err != nil {
+		return nil, fmt.Errorf("sign certificate of %s: %w", tmpl.Subject.CommonName, err)
+	}
+	keyPEM, err := encodeKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return &Credential{CertPEM: encodeCert(der), KeyPEM: keyPEM}, nil
+}
+
+func newSerial() (*big.Int, error) {
+	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), serialBits))
+	if err != nil {
+		return nil, fmt.Errorf("draw serial number: %w", err)
+	}
+	return n, nil
+}
