@@ -1,0 +1,76 @@
+package control
+
+import (
+	"testing"
+
+	"tulle/policy"
+	"tulle/policy/api"
+)
+
+func byName(org, space, name string) api.AppRef {
+	return api.AppRef{Org: org, Space: space, Name: name}
+}
+func byGUID(id policy.AppID) api.AppRef { return api.AppRef{GUID: id} }
+
+func TestAuthorizer(t *testing.T) {
+	const self, user, other = 500, 1000, 1001
+	grants := []Grant{
+		{UID: user, Orgs: []string{"acme"}, Spaces: []string{"dev", "test"}},
+		{UID: user, Apps: []string{"guid-1"}},
+		{UID: 2000, Orgs: []string{"*"}},
+		{UID: 2001, Apps: []string{"*"}, Orgs: []string{"acme"}},
+		{UID: 2002},
+	}
+	a := NewAuthorizer(self, grants)
+	cases := []struct {
+		name string
+		uid  uint32
+		ref  api.AppRef
+		ok   bool
+	}{
+		{"root, any", 0, byName("x", "y", "z"), true},
+		{"root, any GUID", 0, byGUID("g"), true},
+		{"the daemon's own user, any", self, byGUID("g"), true},
+		{"nobody said anything", other, byName("acme", "dev", "web"), false},
+		{"org and space", user, byName("acme", "dev", "web"), true},
+		{"space of another org", user, byName("evil", "dev", "web"), false},
+		{"another space", user, byName("acme", "prod", "web"), false},
+		{"no space said", user, byName("acme", "", "web"), false},
+		{"its GUID", user, byGUID("guid-1"), true},
+		{"another GUID", user, byGUID("guid-2"), false},
+		{"another GUID, claiming to be in the space", user, api.AppRef{GUID: "guid-2", Org: "acme", Space: "dev"}, false},
+		{"any org, by name", 2000, byName("x", "y", "z"), true},
+		{"any org, by GUID", 2000, byGUID("g"), false},
+		{"any app of an org, by name", 2001, byName("acme", "y", "z"), true},
+		{"any app of an org, of another", 2001, byName("evil", "y", "z"), false},
+		{"any app of an org, by GUID", 2001, byGUID("g"), false},
+		{"an empty grant", 2002, byName("acme", "dev", "web"), false},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			err := a.Attach(Peer{UID: c.uid}, c.ref)
+			if (err == nil) != c.ok {
+				t.Errorf("got %v, allowed is %t", err, c.ok)
+			}
+			if err != nil && codeOf(err) != CodeNotAllowed {
+				t.Errorf("code %q", codeOf(err))
+			}
+		})
+	}
+	if a.Known(Peer{UID: other}) == nil {
+		t.Error("a uid without a grant is known")
+	}
+	if err := a.Detach(Peer{UID: user}, user, byGUID("gone")); err != nil {
+		t.Errorf("its own container: %v", err)
+	}
+	if a.Detach(Peer{UID: user}, 0, byGUID("gone")) == nil {
+		t.Error("detached root's container")
+	}
+	if a.Detach(Peer{UID: other}, other, byGUID("g")) == nil {
+		t.Error("a uid whose grant is gone detached")
+	}
+	// A grant of root's own takes the default's place.
+	if NewAuthorizer(self, []Grant{{UID: 0, Apps: []string{"db"}}}).Attach(Peer{}, byName("", "", "web")) == nil {
+		t.Error("root held to db attached web")
+	}
+}
