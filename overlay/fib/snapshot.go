@@ -1,0 +1,162 @@
+package fib
+
+import "net/netip"
+
+// pageSize is the number of addresses of a page, one /24 of IPv4.
+const pageSize = 256
+
+// Snapshot is one state of the table. It never changes.
+//
+// Pages hang in a tree of two levels, indexed by the second and third byte of
+// the address: the first byte is the overlay network's, which is a /8 or smaller.
+type Snapshot struct {
+	overlay netip.Prefix
+	self    netip.Prefix
+	root    [256]*branch
+	// underlays finds a peer by the outer source of its frames; a Silk peer is
+	// under port 0.
+	underlays map[netip.AddrPort]*Peer
+	peers     map[string]*Peer
+	locals    int
+	remotes   int
+}
+
+type branch struct {
+	edition uint64 // of the Builder that may write it
+	pages   [256]*page
+}
+
+// page holds what is known of 256 addresses. The arrays are there only where
+// something is in them.
+type page struct {
+	edition uint64
+	whole   *Peer // the lease that covers the page whole
+	small   *[pageSize]*Peer
+	locals  *[pageSize]*Local
+	remotes *[pageSize]*Remote
+	// which of the arrays belong to the edition, and may be written
+	ownSmall, ownLocals, ownRemotes bool
+}
+
+// Overlay is the network of all containers.
+func (s *Snapshot) Overlay() netip.Prefix { return s.overlay }
+
+// Self is this cell's own lease.
+func (s *Snapshot) Self() netip.Prefix { return s.self }
+
+// Gateway is this cell's own address, the base of its lease.
+func (s *Snapshot) Gateway() netip.Addr { return s.self.Addr() }
+
+// Lookup says what is known of an overlay address: the container of this cell,
+// or the container of another, and the peer whose lease holds the address. What
+// is not known is nil; of an address in a peer's lease the peer is always told.
+func (s *Snapshot) Lookup(addr netip.Addr) (*Local, *Remote, *Peer) {
+	if !s.overlay.Contains(addr) {
+		return nil, nil, nil
+	}
+	a := addr.As4()
+	b := s.root[a[1]]
+	if b == nil {
+		return nil, nil, nil
+	}
+	p := b.pages[a[2]]
+	if p == nil {
+		return nil, nil, nil
+	}
+	var local *Local
+	if p.locals != nil {
+		local = p.locals[a[3]]
+	}
+	var remote *Remote
+	if p.remotes != nil {
+		remote = p.remotes[a[3]]
+	}
+	peer := p.whole
+	if p.small != nil && p.small[a[3]] != nil {
+		peer = p.small[a[3]]
+	}
+	return local, remote, peer
+}
+
+// Local is the container of this cell at addr, or nil.
+func (s *Snapshot) Local(addr netip.Addr) *Local {
+	l, _, _ := s.Lookup(addr)
+	return l
+}
+
+// PeerByUnderlay is the peer that sends from an outer address, or nil.
+func (s *Snapshot) PeerByUnderlay(from netip.AddrPort) *Peer {
+	if p := s.underlays[from]; p != nil {
+		return p
+	}
+	return s.underlays[netip.AddrPortFrom(from.Addr(), 0)]
+}
+
+// Peer is the peer of that name, or nil.
+func (s *Snapshot) Peer(name string) *Peer { return s.peers[name] }
+
+// Peers calls f with each peer, in no order.
+func (s *Snapshot) Peers(f func(*Peer)) {
+	for _, p := range s.peers {
+		f(p)
+	}
+}
+
+// Locals calls f with each container of this cell, by address.
+func (s *Snapshot) Locals(f func(*Local)) {
+	s.walk(s.self, func(p *page) {
+		if p.locals == nil {
+			return
+		}
+		for _, l := range p.locals {
+			if l != nil {
+				f(l)
+			}
+		}
+	})
+}
+
+// Remotes calls f with each known container of other cells, by address.
+func (s *Snapshot) Remotes(f func(*Remote)) {
+	s.walk(s.overlay, func(p *page) {
+		if p.remotes == nil {
+			return
+		}
+		for _, r := range p.remotes {
+			if r != nil {
+				f(r)
+			}
+		}
+	})
+}
+
+// Len is the number of peers, local and remote containers.
+func (s *Snapshot) Len() (peers, locals, remotes int) {
+	return len(s.peers), s.locals, s.remotes
+}
+
+// walk visits the pages that lie in the prefix, in order.
+func (s *Snapshot) walk(in netip.Prefix, f func(*page)) {
+	first, last := pageSpan(in)
+	for i := first; i <= last; i++ {
+		b := s.root[i>>8]
+		if b == nil {
+			i |= 0xff
+			continue
+		}
+		if p := b.pages[i&0xff]; p != nil {
+			f(p)
+		}
+	}
+}
+
+// pageSpan is the first and last page index (second and third byte) of a prefix.
+func pageSpan(p netip.Prefix) (first, last int) {
+	a := p.Addr().As4()
+	first = int(a[1])<<8 | int(a[2])
+	last = first
+	if p.Bits() < 24 {
+		last = first + 1<<(24-p.Bits()) - 1
+	}
+	return first, last
+}

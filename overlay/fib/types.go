@@ -1,0 +1,89 @@
+package fib
+
+import (
+	"net/netip"
+
+	"tulle/policy"
+)
+
+// Kind says what a peer's control plane tells about it.
+type Kind uint8
+
+const (
+	// Cell is a Tulle cell: each of its endpoints is published, with its tag.
+	Cell Kind = iota
+	// Silk is a cell whose endpoints nobody publishes; its lease is all that is
+	// known, and the tag on the wire is taken as it is.
+	Silk
+)
+
+// String is the kind's name as the control plane writes it.
+func (k Kind) String() string {
+	if k == Silk {
+		return "silk"
+	}
+	return "cell"
+}
+
+// Mode is how frames to and from a peer travel.
+type Mode uint8
+
+const (
+	// VXLAN is plain VXLAN-GBP over UDP.
+	VXLAN Mode = iota
+	// WireGuard is the same VXLAN-GBP inside a tunnel between the two cells.
+	WireGuard
+)
+
+// String is the mode's name as the control plane writes it.
+func (m Mode) String() string {
+	if m == WireGuard {
+		return "wireguard"
+	}
+	return "vxlan"
+}
+
+// Local is a container of this cell.
+type Local struct {
+	Addr      netip.Addr
+	Container string // the attacher's id
+	App       policy.AppID
+	Tag       policy.Tag // NoTag while the app is in no policy
+	// Incarnation is the lease's generation<<32 | the journal's counter; never
+	// 0, never used twice.
+	Incarnation uint64
+	// Slot is where the data path keeps the container's device; the data path
+	// assigns it.
+	Slot int
+}
+
+// Remote is a container of another Tulle cell.
+type Remote struct {
+	Addr        netip.Addr
+	App         policy.AppID
+	Tag         policy.Tag
+	Incarnation uint64 // as Local's
+	Peer        *Peer  // whose lease holds Addr; set by the table
+}
+
+// Peer is another cell.
+type Peer struct {
+	Name string
+	Kind Kind
+	Mode Mode
+	// Underlay is where its frames are sent and what they come from. A kernel
+	// VTEP sends from any port, so of a Silk peer only the address counts.
+	Underlay netip.AddrPort
+	// Subnet is its lease. The base address is the cell itself.
+	Subnet netip.Prefix
+	// Generation is the lease's. A peer that comes back under a new one is
+	// another peer: nothing of the former holds.
+	Generation uint64
+	// ID is the table's number for this name, lease and generation; never 0,
+	// never used twice while the process lives.
+	ID uint32
+}
+
+// Gateway is the cell's own address, the base of its lease, from which its
+// ICMP errors come.
+func (p *Peer) Gateway() netip.Addr { return p.Subnet.Addr() }
