@@ -15,8 +15,17 @@ const (
 	MaxSend = 65000
 )
 
-// ErrClosed is returned by a Conn after Close.
-var ErrClosed = errors.New("socket is closed")
+// Errors of a Conn that callers branch on.
+var (
+	// ErrClosed is returned after Close.
+	ErrClosed = errors.New("socket is closed")
+	// ErrMessageSize is EMSGSIZE: with segmentation a segment does not fit the
+	// path MTU as the kernel knows it, else the datagram does not fit IPv4.
+	// Nothing was sent. Sent one by one (segment 0), datagrams are fragmented.
+	ErrMessageSize = errors.New("datagram does not fit the path MTU")
+	// ErrTooMany: more than MaxSegments segments, or more than MaxSend bytes of them.
+	ErrTooMany = errors.New("too many datagrams for one send")
+)
 
 // Message is one receive: one datagram, or several of equal length (the last
 // may be shorter) that the kernel joined (UDP_GRO).

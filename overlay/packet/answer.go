@@ -1,0 +1,167 @@
+package packet
+
+import (
+	"encoding/binary"
+	"net/netip"
+)
+
+// ICMP types, RFC 792.
+const (
+	icmpUnreachable      = 3
+	icmpSourceQuench     = 4
+	icmpRedirect         = 5
+	icmpTimeExceeded     = 11
+	icmpParameterProblem = 12
+)
+
+// Codes of destination unreachable, RFC 792 and RFC 1812 section 5.2.7.1.
+const (
+	CodeNetUnreachable  = 0
+	CodeHostUnreachable = 1
+	CodePortUnreachable = 3
+	codeFragmentNeeded  = 4
+	CodeProhibited      = 13 // communication administratively prohibited
+)
+
+// maxICMPError is the longest ICMP error: as much of the original packet as fits
+// is quoted (RFC 1812 section 4.3.2.3).
+const maxICMPError = 576
+
+// answerTTL is the time to live of packets made here.
+const answerTTL = 64
+
+// MaxAnswer is the most any Append function but AppendUDP appends, in bytes.
+const MaxAnswer = maxICMPError
+
+// AppendReset appends the RST that answers the TCP segment p, as from a closed
+// port (RFC 9293 section 3.10.7.1): with the sequence number that the sender
+// acknowledged, or, where it acknowledged nothing, acknowledging all of the
+// segment. A RST, a later fragment, another protocol and a packet from or to no
+// single host are never answered: dst comes back as it was.
+func AppendReset(dst, p []byte, h *Header) []byte {
+	if h.Proto != ProtoTCP || h.FragmentOffset != 0 || h.TCPFlags&FlagRST != 0 || !answerable(h) {
+		return dst
+	}
+	if h.TCPFlags&FlagACK != 0 {
+		return appendTCP(dst, h.Dst, h.Src, h.DstPort, h.SrcPort, h.Ack, 0, FlagRST)
+	}
+	return appendTCP(dst, h.Dst, h.Src, h.DstPort, h.SrcPort, 0, h.Seq+h.SegmentLen(), FlagRST|FlagACK)
+}
+
+// AppendResetTo appends a RST with ACK from src:sport to to:dport that ends a
+// connection whose state is known: seq is exactly the next sequence number that
+// the receiver expects (others are challenged, RFC 5961 section 3), ack the next
+// that its peer expects of it. Both addresses are IPv4.
+func AppendResetTo(dst []byte, src, to netip.Addr, sport, dport uint16, seq, ack uint32) []byte {
+	return appendTCP(dst, src, to, sport, dport, seq, ack, FlagRST|FlagACK)
+}
+
+// AppendUnreachable appends the ICMP destination unreachable with code, sent by
+// from, that answers p and quotes it. ICMP errors, later fragments and packets
+// from or to no single host are never answered (RFC 1812 section 4.3.2.7): dst
+// comes back as it was.
+func AppendUnreachable(dst []byte, from netip.Addr, code uint8, p []byte, h *Header) []byte {
+	return appendICMPError(dst, from, icmpUnreachable, code, 0, p, h)
+}
+
+// AppendTooBig appends the ICMP "fragmentation needed and DF set" that answers p
+// and names mtu, the largest whole IPv4 packet that fits (RFC 1191 section 4).
+func AppendTooBig(dst []byte, from netip.Addr, mtu uint16, p []byte, h *Header) []byte {
+	return appendICMPError(dst, from, icmpUnreachable, codeFragmentNeeded, uint32(mtu), p, h)
+}
+
+// AppendTimeExceeded appends the ICMP "time to live exceeded in transit" that
+// answers p.
+func AppendTimeExceeded(dst []byte, from netip.Addr, p []byte, h *Header) []byte {
+	return appendICMPError(dst, from, icmpTimeExceeded, 0, 0, p, h)
+}
+
+// AppendUDP appends a UDP packet of its own, not an answer to another's bytes.
+// Both addresses are IPv4; payload is at most 65,507 bytes.
+func AppendUDP(dst []byte, from, to netip.AddrPort, payload []byte) []byte {
+	dst, p := appendIPv4(dst, from.Addr(), to.Addr(), ProtoUDP, 0, UDPHeaderLen+len(payload))
+	l4 := p[IPv4HeaderLen:]
+	binary.BigEndian.PutUint16(l4[0:2], from.Port())
+	binary.BigEndian.PutUint16(l4[2:4], to.Port())
+	binary.BigEndian.PutUint16(l4[4:6], uint16(len(l4)))
+	copy(l4[UDPHeaderLen:], payload)
+	setTransportChecksum(p, IPv4HeaderLen, udpChecksumAt)
+	return dst
+}
+
+func appendTCP(dst []byte, src, to netip.Addr, sport, dport uint16, seq, ack uint32, flags uint8) []byte {
+	dst, p := appendIPv4(dst, src, to, ProtoTCP, 0, TCPHeaderLen)
+	l4 := p[IPv4HeaderLen:]
+	binary.BigEndian.PutUint16(l4[0:2], sport)
+	binary.BigEndian.PutUint16(l4[2:4], dport)
+	binary.BigEndian.PutUint32(l4[4:8], seq)
+	binary.BigEndian.PutUint32(l4[8:12], ack)
+	l4[12] = TCPHeaderLen / 4 << 4
+	l4[13] = flags
+	setTransportChecksum(p, IPv4HeaderLen, tcpChecksumAt)
+	return dst
+}
+
+// appendICMPError builds the answer; rest is the second word of its header.
+func appendICMPError(dst []byte, from netip.Addr, typ, code uint8, rest uint32, p []byte, h *Header) []byte {
+	if h.FragmentOffset != 0 || !answerable(h) || h.Proto == ProtoICMP && !isICMPQuery(h.ICMPType) {
+		return dst
+	}
+	quote := min(h.TotalLen, maxICMPError-IPv4HeaderLen-ICMPHeaderLen)
+	// Routers' errors have the precedence of internetwork control (RFC 1812
+	// section 4.3.2.5).
+	dst, b := appendIPv4(dst, from, h.Src, ProtoICMP, 0xc0, ICMPHeaderLen+quote)
+	l4 := b[IPv4HeaderLen:]
+	l4[0], l4[1] = typ, code
+	binary.BigEndian.PutUint32(l4[4:8], rest)
+	copy(l4[ICMPHeaderLen:], p[:quote])
+	binary.BigEndian.PutUint16(l4[icmpChecksumAt:], ^fold(sum(l4, 0)))
+	return dst
+}
+
+// appendIPv4 grows dst by a packet with length zero bytes behind its header and
+// returns dst and the packet in it. The identification is 0 and DF set: an
+// atomic datagram (RFC 6864 section 4.1).
+func appendIPv4(dst []byte, src, to netip.Addr, proto, tos uint8, length int) (grown, p []byte) {
+	at := len(dst)
+	n := IPv4HeaderLen + length
+	if cap(dst)-at >= n {
+		dst = dst[:at+n]
+		clear(dst[at:])
+	} else {
+		dst = append(dst, make([]byte, n)...)
+	}
+	p = dst[at:]
+	p[0] = 4<<4 | IPv4HeaderLen/4
+	p[1] = tos
+	binary.BigEndian.PutUint16(p[2:4], uint16(n))
+	p[6] = 0x40
+	p[8] = answerTTL
+	p[9] = proto
+	s, d := src.As4(), to.As4()
+	copy(p[12:16], s[:])
+	copy(p[16:20], d[:])
+	setIPv4Checksum(p, IPv4HeaderLen)
+	return dst, p
+}
+
+// answerable says whether h goes from one host to one host (RFC 1812 section
+// 4.3.2.7, RFC 9293 section 3.9.2.3). A subnet's broadcast address looks like
+// any other; the caller knows its subnets.
+func answerable(h *Header) bool { return singleHost(h.Src) && singleHost(h.Dst) }
+
+func singleHost(a netip.Addr) bool {
+	b := a.As4()
+	return b[0] != 0 && b[0] != 127 && b[0] < 224
+}
+
+// isICMPQuery says whether an ICMP message of the type asks or answers for
+// itself. An unknown type counts as an error, which must not be answered
+// (RFC 1122 section 3.2.2).
+func isICMPQuery(typ uint8) bool {
+	switch typ {
+	case 0, 8, 9, 10, 13, 14, 15, 16, 17, 18:
+		return true
+	}
+	return false
+}
