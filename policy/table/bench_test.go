@@ -1,0 +1,144 @@
+package table
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"tulle/policy"
+)
+
+var sizes = []int{10, 10_000, 1_000_000}
+
+// query is one lookup, drawn before the clock runs. 16 bytes: the queries
+// themselves stream through the cache and cost next to nothing.
+type query struct {
+	src, dst policy.Tag
+	port     uint16
+	proto    policy.Protocol
+}
+
+// queries draws hits from all rules and misses that are as near: the right pair
+// on a wrong port, the wrong direction, a stranger.
+func queries(list []Rule, n int, r *rand.Rand, hits, misses bool) []query {
+	qs := make([]query, n)
+	for i := range qs {
+		rule := list[r.IntN(len(list))]
+		q := query{rule.Src, rule.Dst, rule.Ports.Start, rule.Protocol}
+		if misses && (!hits || r.IntN(2) == 0) {
+			switch r.IntN(3) {
+			case 0:
+				q.port = 0
+			case 1:
+				q.src, q.dst, q.proto = q.dst, q.src, 1
+			case 2:
+				q.src, q.dst = 1+policy.Tag(r.Uint32N(65535)), 1<<20
+			}
+		}
+		qs[i] = q
+	}
+	return qs
+}
+
+// BenchmarkLookup: "independent" is what a receive path does, one packet after
+// the other, whose lookups the processor overlaps; in "dependent" each key hangs
+// on the last answer, which shows the latency of one.
+func BenchmarkLookup(b *testing.B) {
+	const drawn = 1 << 20
+	for _, size := range sizes {
+		r := rand.New(rand.NewPCG(uint64(size), 1))
+		list := rules(size, r)
+		tab := filled(list)
+		for _, kind := range []struct {
+			name         string
+			hits, misses bool
+		}{{"hits", true, false}, {"misses", false, true}, {"mixed", true, true}} {
+			qs := queries(list, drawn, r, kind.hits, kind.misses)
+			b.Run(fmt.Sprintf("rules=%d/%s/independent", size, kind.name), func(b *testing.B) {
+				b.ReportAllocs()
+				i, found := 0, 0
+				for b.Loop() {
+					q := &qs[i&(drawn-1)]
+					i++
+					if tab.Lookup(q.src, q.dst, q.proto, q.port) {
+						found++
+					}
+				}
+				check(b, i, found, kind.hits, kind.misses)
+			})
+			b.Run(fmt.Sprintf("rules=%d/%s/dependent", size, kind.name), func(b *testing.B) {
+				b.ReportAllocs()
+				i, n, found := 0, 0, 0
+				for b.Loop() {
+					q := &qs[i&(drawn-1)]
+					i++
+					n++
+					if tab.Lookup(q.src, q.dst, q.proto, q.port) {
+						i += 3
+						found++
+					}
+				}
+				check(b, n, found, kind.hits, kind.misses)
+			})
+		}
+	}
+}
+
+func check(b *testing.B, n, found int, hits, misses bool) {
+	if !misses && found != n || !hits && found != 0 {
+		b.Fatalf("%d of %d found", found, n)
+	}
+}
+
+// BenchmarkUpdate adds and removes one rule of many.
+func BenchmarkUpdate(b *testing.B) {
+	for _, size := range sizes {
+		list := rules(size, rand.New(rand.NewPCG(uint64(size), 2)))
+		tab := filled(list)
+		b.Run(fmt.Sprintf("rules=%d", size), func(b *testing.B) {
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				r := list[i/2%size]
+				if i%2 == 0 {
+					tab.Remove(r)
+				} else {
+					tab.Add(r)
+				}
+				i++
+			}
+		})
+	}
+}
+
+// An update must cost about the same in a big table as in a small one, and none
+// may be slow: not even those that split a shard or double a directory. Ratios
+// and a wide bar, since the machine may be busy.
+func TestUpdateCostFollowsTheChange(t *testing.T) {
+	const batch = 20_000
+	list := rules(1_000_000, rand.New(rand.NewPCG(5, 6)))
+	tab := New()
+	var worst time.Duration
+	spent := func(add []Rule) time.Duration {
+		began := time.Now()
+		last := began
+		for _, r := range add {
+			tab.Add(r)
+			now := time.Now()
+			worst = max(worst, now.Sub(last))
+			last = now
+		}
+		return last.Sub(began)
+	}
+	first := spent(list[:batch])
+	spent(list[batch : len(list)-batch])
+	last := spent(list[len(list)-batch:])
+	t.Logf("an addition takes %v at the start, %v at a million; the worst of all took %v", first/batch, last/batch, worst)
+	if last > 10*first {
+		t.Errorf("%d additions take %v in a table of a million and %v in an empty one", batch, last, first)
+	}
+	if each := last / batch; each > 50*time.Microsecond {
+		t.Errorf("an addition to a million takes %v, the bar is 50 µs", each)
+	}
+}
