@@ -1,0 +1,189 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"tulle/policy/api"
+)
+
+// Why an acknowledgement is refused.
+var (
+	ErrEpoch  = errors.New("acknowledged another epoch than the store's")
+	ErrFuture = errors.New("acknowledged a revision that does not exist yet")
+)
+
+// Status is a cell as the hub knows it. The zero value is a cell never heard of.
+type Status struct {
+	Live     bool         // watching, or heard of within Options.LiveFor
+	Watching bool         // has a watch open
+	CaughtUp bool         // has acknowledged all that it was sent, and nothing is on its way
+	Acked    api.Revision // in force on the cell; the present revision when CaughtUp
+	Seen     time.Time    // last sign of life; zero: never
+}
+
+// Ack takes a cell's acknowledgement. It is a sign of life in any case.
+func (h *Hub) Ack(name string, a api.Ack) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	c := h.cellLocked(name)
+	c.seen = h.opt.Now()
+	switch {
+	case a.Epoch != h.x.epoch:
+		return ErrEpoch
+	case a.Revision > h.x.revision:
+		return ErrFuture
+	case a.Revision > c.acked:
+		c.acked = a.Revision
+		h.movedLocked(name)
+	}
+	return nil
+}
+
+// Seen notes another sign of life of the cell.
+func (h *Hub) Seen(name string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.cellLocked(name).seen = h.opt.Now()
+}
+
+// Status is what is known of one cell.
+func (h *Hub) Status(name string) Status {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	c := h.cells[name]
+	if c == nil {
+		return Status{}
+	}
+	acked, caughtUp := h.reachedLocked(c)
+	now := h.opt.Now()
+	return Status{
+		Live:     c.watcher != nil || now.Sub(c.seen) < h.opt.LiveFor,
+		Watching: c.watcher != nil,
+		CaughtUp: caughtUp,
+		Acked:    acked,
+		Seen:     c.seen,
+	}
+}
+
+// Watchers is the number of open watches.
+func (h *Hub) Watchers() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.watching
+}
+
+// Lag is how many revisions the slowest watching cell is behind.
+func (h *Hub) Lag() api.Revision {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var lag api.Revision
+	for _, c := range h.cells {
+		if c.watcher != nil {
+			acked, _ := h.reachedLocked(c)
+			lag = max(lag, h.x.revision-acked)
+		}
+	}
+	return lag
+}
+
+// Floor is the lowest revision in force on the live cells that must know of the
+// cell's endpoints; the present revision when there are none.
+func (h *Hub) Floor(name string) api.Revision {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.floorLocked(name)
+}
+
+// reachedLocked is the revision in force on the cell. A cell that acknowledged
+// the last event it had to, and is owed nothing, has the present revision:
+// what came since does not concern it.
+func (h *Hub) reachedLocked(c *cell) (rev api.Revision, caughtUp bool) {
+	w := c.watcher
+	if w != nil && !w.resync && len(w.pending) == 0 && c.acked >= w.sent {
+		return h.x.revision, true
+	}
+	return c.acked, false
+}
+
+func (h *Hub) floorLocked(name string) api.Revision {
+	floor := h.x.revision
+	now := h.opt.Now()
+	// A server that has just started knows of nobody: until every live cell had
+	// its chance to come back, all count as live.
+	grace := now.Sub(h.started) < h.opt.LiveFor
+	for other := range h.x.Related(name) {
+		c := h.cells[other]
+		switch {
+		case c == nil && grace:
+			return 0
+		case c == nil:
+		case c.watcher != nil, grace, now.Sub(c.seen) < h.opt.LiveFor:
+			rev, _ := h.reachedLocked(c)
+			floor = min(floor, rev)
+		}
+	}
+	return floor
+}
+
+// tellLocked is the floor to put into an event for w.
+func (h *Hub) tellLocked(w *Watcher) api.Revision {
+	w.floor = h.floorLocked(w.cell)
+	w.refloor = false
+	return w.floor
+}
+
+// movedLocked notes that the cell progressed, which may move the floors of those
+// that it is related to.
+func (h *Hub) movedLocked(name string) {
+	h.moved[name] = struct{}{}
+	select {
+	case h.floors <- struct{}{}:
+	default:
+	}
+}
+
+// tellFloors wakes the watchers whose floor moved: the first at once, then at
+// most every Options.FloorEvery, since a change that concerns many cells is
+// acknowledged by all of them within moments.
+func (h *Hub) tellFloors(ctx context.Context) {
+	pause := time.NewTicker(h.opt.FloorEvery)
+	defer pause.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-h.floors:
+		}
+		h.wakeFloors()
+		pause.Reset(h.opt.FloorEvery)
+		select {
+		case <-ctx.Done():
+			return
+		case <-pause.C:
+		}
+	}
+}
+
+func (h *Hub) wakeFloors() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	touched := make(map[string]struct{})
+	for name := range h.moved {
+		for other := range h.x.Related(name) {
+			touched[other] = struct{}{}
+		}
+	}
+	clear(h.moved)
+	for name := range touched {
+		c := h.cells[name]
+		if c == nil || c.watcher == nil || c.watcher.refloor {
+			continue
+		}
+		if w := c.watcher; h.floorLocked(name) != w.floor {
+			w.refloor = true
+			w.wake()
+		}
+	}
+}

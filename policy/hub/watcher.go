@@ -1,0 +1,170 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"sort"
+	"time"
+
+	"tulle/policy/api"
+)
+
+// Why a watch ended.
+var (
+	ErrClosed     = errors.New("the watch hub is closed")
+	ErrSuperseded = errors.New("the cell opened another watch")
+)
+
+// Watcher is one cell's open watch. One goroutine at a time may call Next.
+type Watcher struct {
+	h     *Hub
+	cell  string
+	woken chan struct{} // capacity 1: there may be something to send
+
+	// Guarded by the hub's mutex.
+	pending []*Change    // concern the cell and are not sent yet
+	resync  bool         // send a snapshot instead of pending
+	greet   bool         // nothing was sent yet: say something at once
+	sent    api.Revision // of the last snapshot or delta: to be acknowledged
+	floor   api.Revision // the last told
+	refloor bool         // the floor moved: tell it
+	err     error        // the watch is over
+}
+
+// Watch opens the watch of a cell that has, in force, the given revision of the
+// given epoch (0 or "": nothing). An older watch of the cell ends. The caller
+// must Close the watcher.
+func (h *Hub) Watch(name string, epoch api.Epoch, after api.Revision) *Watcher {
+	w := &Watcher{h: h, cell: name, woken: make(chan struct{}, 1), greet: true}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	c := h.cellLocked(name)
+	if c.watcher != nil {
+		c.watcher.endLocked(ErrSuperseded)
+	}
+	c.watcher = w
+	h.watching++
+	c.seen = h.opt.Now()
+	if h.closed {
+		w.endLocked(ErrClosed)
+		return w
+	}
+	first := sort.Search(len(h.recent), func(i int) bool { return h.recent[i].revision > after })
+	missed := h.recent[first:]
+	if epoch != h.x.epoch || after < h.base || after > h.x.revision || len(missed) > h.opt.Pending {
+		w.resyncLocked()
+		return w
+	}
+	w.pending = append(w.pending, missed...)
+	w.sent = after
+	c.acked = after
+	h.movedLocked(name)
+	return w
+}
+
+// Next waits for the next event of the cell: what it has to be told, or a
+// heartbeat when there was nothing for Options.Heartbeat. It never gives
+// back an event twice; an event whose sending failed is lost to this watch.
+func (w *Watcher) Next(ctx context.Context) (api.Event, error) {
+	beat := time.NewTimer(w.h.opt.Heartbeat)
+	defer beat.Stop()
+	due := false
+	for {
+		ev, ok, err := w.take(due)
+		if err != nil || ok {
+			return ev, err
+		}
+		select {
+		case <-ctx.Done():
+			return api.Event{}, ctx.Err()
+		case <-w.woken:
+		case <-beat.C:
+			due = true
+		}
+	}
+}
+
+// take computes what there is to send.
+func (w *Watcher) take(due bool) (ev api.Event, ok bool, err error) {
+	h := w.h
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if w.err != nil {
+		return api.Event{}, false, w.err
+	}
+	switch {
+	case w.resync:
+		s := h.x.Snapshot(w.cell)
+		w.sent = s.Revision
+		w.resync = false
+		s.Floor = h.tellLocked(w)
+		h.counts.Snapshots++
+		ev.Snapshot = s
+	case len(w.pending) > 0:
+		d := h.x.Delta(w.cell, w.pending)
+		w.pending = nil
+		w.sent = d.Revision
+		d.Floor = h.tellLocked(w)
+		h.counts.Deltas++
+		ev.Delta = d
+	case due || w.greet || w.refloor:
+		ev.Heartbeat = &api.Heartbeat{Revision: h.x.revision, Floor: h.tellLocked(w)}
+		h.counts.Heartbeats++
+	default:
+		return api.Event{}, false, nil
+	}
+	w.greet = false
+	return ev, true, nil
+}
+
+// Close ends the watch. It may be called more than once.
+func (w *Watcher) Close() {
+	w.h.mu.Lock()
+	defer w.h.mu.Unlock()
+	w.endLocked(ErrClosed)
+}
+
+func (w *Watcher) endLocked(err error) {
+	if w.err != nil {
+		return
+	}
+	w.err = err
+	w.pending = nil
+	w.h.watching--
+	if c := w.h.cells[w.cell]; c.watcher == w {
+		c.watcher = nil
+	}
+	w.wake()
+}
+
+// oweLocked adds a change that concerns the cell. Too many, and the watcher
+// gets a snapshot in their place.
+func (w *Watcher) oweLocked(ch *Change) {
+	switch n := len(w.pending); {
+	case w.resync:
+		return
+	case n > 0 && w.pending[n-1] == ch: // EachConcerned may name a cell twice
+		return
+	case n >= w.h.opt.Pending:
+		w.h.counts.Dropped++
+		w.pending, w.resync = nil, true
+	default:
+		w.pending = append(w.pending, ch)
+	}
+	w.wake()
+}
+
+// resyncLocked makes the next event a snapshot: what the cell has is not known,
+// so it has acknowledged nothing.
+func (w *Watcher) resyncLocked() {
+	w.pending, w.resync, w.sent = nil, true, 0
+	w.h.cells[w.cell].acked = 0
+	w.wake()
+}
+
+func (w *Watcher) wake() {
+	select {
+	case w.woken <- struct{}{}:
+	default:
+	}
+}
