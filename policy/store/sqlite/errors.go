@@ -1,0 +1,37 @@
+package sqlite
+
+import (
+	"errors"
+	"fmt"
+
+	"modernc.org/sqlite"
+	lib "modernc.org/sqlite/lib"
+
+	"tulle/policy/store"
+)
+
+// explain gives SQLite's result codes the store's names.
+func (d *db) explain(err error) error {
+	var e *sqlite.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	switch e.Code() {
+	case lib.SQLITE_FULL, lib.SQLITE_IOERR_SHMSIZE:
+		return fmt.Errorf("%w: %w", store.ErrFull, err)
+	case lib.SQLITE_NOTADB:
+		return fmt.Errorf("%w: the file is not a database", store.ErrCorrupt)
+	}
+	if e.Code()&0xff == lib.SQLITE_CORRUPT {
+		return fmt.Errorf("%w: %w", store.ErrCorrupt, err)
+	}
+	return err
+}
+
+// fail wraps err with what was being done; nil stays nil.
+func (d *db) fail(doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", doing, d.explain(err))
+}

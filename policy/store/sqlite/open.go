@@ -1,0 +1,201 @@
+// Package sqlite is the store in one SQLite file: the control plane of a single
+// server, with nothing to install.
+//
+// One process owns the file, by a lock beside it. Writes go one after the other
+// through one connection, each an immediate transaction that is on the disk when
+// the call returns (WAL, synchronous=FULL); reads come from a small pool and see
+// one consistent state, never waiting for a write. Everything that is SQLite's
+// own dialect stays in this package; the promises are store.Store's, and
+// package storetest holds any store to them.
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	_ "modernc.org/sqlite" // registers the driver "sqlite"
+
+	"tulle/policy"
+	"tulle/policy/api"
+	"tulle/policy/lease"
+	"tulle/policy/store"
+)
+
+// Options of a store. The zero value of each field but Lease is its default.
+type Options struct {
+	Lease store.LeaseConfig
+	// History is how many changes are kept for watchers that reconnect; 10,000.
+	History int
+	// TagRest is how long a released tag is given to nobody; 60 s. Cells that
+	// have not heard of the release yet must not take the tag for another app.
+	TagRest time.Duration
+	// Now is the clock; time.Now.
+	Now func() time.Time
+	// Random draws from 0 to n-1, for the choice of subnets; math/rand.
+	Random func(n int) int
+}
+
+const (
+	defaultHistory = 10_000
+	defaultTagRest = time.Minute
+	readers        = 4
+)
+
+// db implements store.Store.
+type db struct {
+	path    string
+	options Options
+	pool    lease.Pool
+	lock    *os.File
+	writer  *sql.DB // one connection, immediate transactions
+	reader  *sql.DB // query_only
+	epoch   api.Epoch
+
+	mu      sync.Mutex // guards changed
+	changed chan struct{}
+}
+
+// Open opens the database at path, makes it when there is none, and brings its
+// schema up to date. The caller closes it. Errors: store.ErrLocked when another
+// process has it open, store.ErrCorrupt, store.ErrFull, store.ErrNewer.
+func Open(ctx context.Context, path string, o Options) (store.Store, error) {
+	if o.History <= 0 {
+		o.History = defaultHistory
+	}
+	if o.TagRest <= 0 {
+		o.TagRest = defaultTagRest
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Random == nil {
+		o.Random = rand.IntN
+	}
+	if o.Lease.Lifetime < time.Second {
+		return nil, fmt.Errorf("open database: lease lifetime %s: must be a second or more", o.Lease.Lifetime)
+	}
+	pool, err := lease.NewPool(o.Lease.Network, o.Lease.Bits)
+	if err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	path, err = filepath.Abs(path)
+	if err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	d := &db{path: path, options: o, pool: pool, changed: make(chan struct{})}
+	if err := d.open(ctx); err != nil {
+		d.Close()
+		return nil, fmt.Errorf("open database %s: %w", path, d.explain(err))
+	}
+	return d, nil
+}
+
+func (d *db) open(ctx context.Context) error {
+	lock, err := lockFile(d.path)
+	if err != nil {
+		return err
+	}
+	d.lock = lock
+	// SQLite would make the file by the umask; who may read it is not left to
+	// that. The journals beside it take the file's mode.
+	f, err := os.OpenFile(d.path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return bare(err)
+	}
+	f.Close()
+
+	if d.writer, err = sql.Open("sqlite", dsn(d.path, "immediate", "synchronous(FULL)")); err != nil {
+		return err
+	}
+	d.writer.SetMaxOpenConns(1)
+	if err := d.check(ctx); err != nil {
+		return err
+	}
+	if err := migrate(ctx, d.writer); err != nil {
+		return err
+	}
+	if d.reader, err = sql.Open("sqlite", dsn(d.path, "deferred", "query_only(1)")); err != nil {
+		return err
+	}
+	d.reader.SetMaxOpenConns(readers)
+	d.reader.SetMaxIdleConns(readers)
+	return d.reader.QueryRowContext(ctx, `SELECT epoch FROM meta`).Scan(&d.epoch)
+}
+
+// check reads the file's structure once, so that damage is found when the
+// server starts and not in the middle of its work.
+func (d *db) check(ctx context.Context) error {
+	var verdict string
+	if err := d.writer.QueryRowContext(ctx, `PRAGMA quick_check(1)`).Scan(&verdict); err != nil {
+		return err
+	}
+	if verdict != "ok" {
+		return fmt.Errorf("%w: %s", store.ErrCorrupt, verdict)
+	}
+	return nil
+}
+
+func dsn(path, txlock, pragma string) string {
+	q := url.Values{"_txlock": {txlock}, "_pragma": {
+		"busy_timeout(10000)", "journal_mode(WAL)", "foreign_keys(1)", pragma,
+	}}
+	return (&url.URL{Scheme: "file", Path: path, RawQuery: q.Encode()}).String()
+}
+
+// Close ends the store. Reads and writes under way end first.
+func (d *db) Close() error {
+	var errs []error
+	if d.reader != nil {
+		errs = append(errs, d.reader.Close())
+	}
+	if d.writer != nil {
+		errs = append(errs, d.writer.Close()) // the last one out folds the journal in
+	}
+	if d.lock != nil {
+		errs = append(errs, d.lock.Close())
+		d.lock = nil
+	}
+	return errors.Join(errs...)
+}
+
+func (d *db) Epoch() api.Epoch { return d.epoch }
+
+// Ping reads one row: the file is there and answers.
+func (d *db) Ping(ctx context.Context) error {
+	var one int
+	return d.fail("ping", d.reader.QueryRowContext(ctx, `SELECT id FROM meta`).Scan(&one))
+}
+
+func (d *db) Changed() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.changed
+}
+
+func (d *db) pulse() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	close(d.changed)
+	d.changed = make(chan struct{})
+}
+
+// bare takes the path out of a file error: Open says it once.
+func bare(err error) error {
+	var p *fs.PathError
+	if errors.As(err, &p) {
+		return p.Err
+	}
+	return err
+}
+
+// maxTag is the last tag that can be given.
+const maxTag = policy.MaxTag

@@ -1,0 +1,99 @@
+package sqlite
+
+import (
+	"context"
+	"fmt"
+
+	"tulle/policy/api"
+	"tulle/policy/store"
+)
+
+// vxlanPort is where silk cells listen.
+const vxlanPort = 4789
+
+func (d *db) AddPeer(ctx context.Context, p api.Peer) error {
+	if p.Port == 0 {
+		p.Port = vxlanPort
+	}
+	if p.Mode == "" {
+		p.Mode = api.ModeVXLAN
+	}
+	if p.Kind == "" {
+		p.Kind = api.KindSilk
+	}
+	_, err := d.write(ctx, "add peer "+p.Name, func(t *tx) error {
+		if err := checkPeer(p, d); err != nil {
+			return err
+		}
+		if _, err := t.expire(""); err != nil {
+			return err
+		}
+		old, known, err := t.cell(p.Name)
+		if err != nil {
+			return err
+		}
+		if known && old.live {
+			p.Generation = old.Generation
+			if p == old.Peer {
+				return nil
+			}
+			return fmt.Errorf("%w: there is a %s peer %s with %s at %s already; remove it first",
+				store.ErrConflict, old.Kind, old.Name, old.Subnet, old.Underlay)
+		}
+		if err := t.underlayFree(p); err != nil {
+			return err
+		}
+		held, err := listCells(ctx, t)
+		if err != nil {
+			return err
+		}
+		for _, c := range held {
+			if c.Subnet.Overlaps(p.Subnet) {
+				return fmt.Errorf("%w: subnet %s overlaps with %s's %s", store.ErrConflict, p.Subnet, c.Name, c.Subnet)
+			}
+		}
+		if err := t.forget(p.Name, p.Subnet); err != nil {
+			return err
+		}
+		p.Generation = old.Generation + 1
+		t.delta.PeersSet = append(t.delta.PeersSet, p)
+		return t.putCell(cell{Peer: p, live: true, renewed: t.now.UnixMicro()})
+	})
+	return err
+}
+
+func checkPeer(p api.Peer, d *db) error {
+	switch {
+	case p.Name == "":
+		return fmt.Errorf("%w: a peer needs a name", store.ErrConflict)
+	case p.Kind != api.KindSilk:
+		return fmt.Errorf("%w: kind %q: cells lease by themselves, only %s peers are entered", store.ErrConflict, p.Kind, api.KindSilk)
+	case p.Mode != api.ModeVXLAN:
+		return fmt.Errorf("%w: mode %q: a %s peer speaks %s only", store.ErrConflict, p.Mode, p.Kind, api.ModeVXLAN)
+	case !p.Underlay.Is4() || p.Underlay.IsUnspecified() || p.Underlay.IsMulticast():
+		return fmt.Errorf("%w: underlay %q is no IPv4 address of a host", store.ErrConflict, p.Underlay)
+	case !p.Subnet.IsValid() || p.Subnet != p.Subnet.Masked():
+		return fmt.Errorf("%w: subnet %q is no network", store.ErrConflict, p.Subnet)
+	case !d.pool.Network().Contains(p.Subnet.Addr()) || p.Subnet.Bits() <= d.pool.Network().Bits():
+		return fmt.Errorf("%w: subnet %s is not a part of the overlay network %s", store.ErrConflict, p.Subnet, d.pool.Network())
+	case d.pool.Network().Contains(p.Underlay):
+		return fmt.Errorf("%w: underlay %s lies in the overlay network %s", store.ErrConflict, p.Underlay, d.pool.Network())
+	}
+	return nil
+}
+
+func (d *db) RemovePeer(ctx context.Context, name string) error {
+	_, err := d.write(ctx, "remove peer "+name, func(t *tx) error {
+		c, known, err := t.cell(name)
+		switch {
+		case err != nil:
+			return err
+		case !known || !c.live:
+			return fmt.Errorf("%w: no peer %q", store.ErrNotFound, name)
+		case c.Kind != api.KindSilk:
+			return fmt.Errorf("%w: %s is a cell, which releases its lease itself", store.ErrConflict, name)
+		}
+		return t.end(name)
+	})
+	return err
+}

@@ -1,0 +1,206 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"strings"
+	"time"
+
+	"tulle/policy"
+	"tulle/policy/api"
+	"tulle/policy/store"
+)
+
+func (d *db) AddPolicies(ctx context.Context, ps []policy.Policy) (api.Revision, error) {
+	return d.write(ctx, "add policies", func(t *tx) error {
+		insert, err := t.PrepareContext(ctx, `INSERT INTO policies
+			(source, destination, protocol, start_port, end_port) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`)
+		if err != nil {
+			return err
+		}
+		defer insert.Close()
+		for _, p := range ps {
+			added, err := affected(insert.ExecContext(ctx, p.Source, p.Destination, p.Protocol, p.Ports.Start, p.Ports.End))
+			if err != nil {
+				return err
+			}
+			if !added { // then both apps have their tag
+				continue
+			}
+			t.delta.PoliciesAdded = append(t.delta.PoliciesAdded, api.FromDomain(p))
+			for _, app := range []policy.AppID{p.Source, p.Destination} {
+				if err := t.assignTag(app, len(ps)); err != nil {
+					return err
+				}
+			}
+		}
+		return t.touchPolicies(len(ps))
+	})
+}
+
+func (d *db) RemovePolicies(ctx context.Context, ps []policy.Policy) (api.Revision, error) {
+	return d.write(ctx, "remove policies", func(t *tx) error {
+		remove, err := t.PrepareContext(ctx, `DELETE FROM policies WHERE
+			source = ? AND destination = ? AND protocol = ? AND start_port = ? AND end_port = ?`)
+		if err != nil {
+			return err
+		}
+		defer remove.Close()
+		touched := map[policy.AppID]bool{}
+		var apps []policy.AppID // touched, in order
+		for _, p := range ps {
+			removed, err := affected(remove.ExecContext(ctx, p.Source, p.Destination, p.Protocol, p.Ports.Start, p.Ports.End))
+			if err != nil {
+				return err
+			}
+			if !removed {
+				continue
+			}
+			t.delta.PoliciesRemoved = append(t.delta.PoliciesRemoved, api.FromDomain(p))
+			for _, app := range []policy.AppID{p.Source, p.Destination} {
+				if !touched[app] {
+					touched[app] = true
+					apps = append(apps, app)
+				}
+			}
+		}
+		for _, app := range apps {
+			if err := t.releaseTag(app); err != nil {
+				return err
+			}
+		}
+		return t.touchPolicies(len(ps))
+	})
+}
+
+// touchPolicies moves the time of the last create or delete, as the original
+// does even when nothing changed. Pollers compare it with what they saw last, so
+// it always grows, whatever the clock does.
+func (t *tx) touchPolicies(n int) error {
+	if n == 0 {
+		return nil
+	}
+	return t.exec(`UPDATE meta SET policies_updated = max(policies_updated + 1, ?)`, t.now.UnixMicro())
+}
+
+// assignTag gives the app the lowest free tag unless it has one. need is how
+// many policies the request has, which bounds how many tags it can take.
+func (t *tx) assignTag(app policy.AppID, need int) error {
+	var tag policy.Tag
+	if has, err := found(t.row(&tag, `SELECT tag FROM tags WHERE app = ?`, app)); has || err != nil {
+		return err
+	}
+	if t.next == 0 {
+		var err error
+		t.free, err = list(t.ctx, t, func(r *sql.Rows, tag *policy.Tag) error { return r.Scan(tag) },
+			`SELECT tag FROM tags WHERE app IS NULL AND free_at <= ? ORDER BY tag LIMIT ?`, t.now.UnixMicro(), 2*need)
+		if err != nil {
+			return err
+		}
+		if err := t.row(&t.next, `SELECT coalesce(max(tag), 0) + 1 FROM tags`); err != nil {
+			return err
+		}
+	}
+	switch {
+	case len(t.free) > 0:
+		tag, t.free = t.free[0], t.free[1:]
+	case t.next <= maxTag:
+		tag = t.next
+		t.next++
+	default:
+		return store.ErrTagsExhausted
+	}
+	t.delta.TagsSet = append(t.delta.TagsSet, api.AppTag{App: app, Tag: tag})
+	return t.exec(`INSERT INTO tags (tag, app) VALUES (?, ?) ON CONFLICT (tag) DO UPDATE SET app = excluded.app`, tag, app)
+}
+
+// releaseTag takes the app's tag when no policy names the app any more. The tag
+// rests before another app can have it.
+func (t *tx) releaseTag(app policy.AppID) error {
+	var used bool
+	if err := t.row(&used, `SELECT EXISTS (SELECT 1 FROM policies WHERE source = ?1)
+		OR EXISTS (SELECT 1 FROM policies WHERE destination = ?1)`, app); err != nil || used {
+		return err
+	}
+	t.delta.TagsRemoved = append(t.delta.TagsRemoved, app)
+	return t.exec(`UPDATE tags SET app = NULL, free_at = ? WHERE app = ?`,
+		t.now.Add(t.db.options.TagRest).UnixMicro(), app)
+}
+
+func (d *db) Policies(ctx context.Context, f store.Filter) ([]policy.Policy, error) {
+	ps, err := listPolicies(ctx, d.reader, f)
+	return ps, d.fail("read policies", err)
+}
+
+// listPolicies is ordered, so that two answers can be compared.
+func listPolicies(ctx context.Context, q querier, f store.Filter) ([]policy.Policy, error) {
+	var where []string
+	var args []any
+	in := func(condition string, apps []policy.AppID) error {
+		// One parameter whatever the length: SQLite has a limit of parameters.
+		text, err := json.Marshal(apps)
+		where = append(where, strings.ReplaceAll(condition, "LIST", `(SELECT value FROM json_each(?))`))
+		for range strings.Count(condition, "LIST") {
+			args = append(args, string(text))
+		}
+		return err
+	}
+	var err error
+	switch {
+	case f.IDs != nil:
+		err = in(`(source IN LIST OR destination IN LIST)`, f.IDs)
+	case f.Sources != nil && f.Destinations != nil:
+		if err = in(`source IN LIST`, f.Sources); err == nil {
+			err = in(`destination IN LIST`, f.Destinations)
+		}
+	case f.Sources != nil:
+		err = in(`source IN LIST`, f.Sources)
+	case f.Destinations != nil:
+		err = in(`destination IN LIST`, f.Destinations)
+	}
+	if err != nil {
+		return nil, err
+	}
+	query := `SELECT source, destination, protocol, start_port, end_port FROM policies`
+	if len(where) > 0 {
+		query += ` WHERE ` + strings.Join(where, ` AND `)
+	}
+	return list(ctx, q, func(r *sql.Rows, p *policy.Policy) error {
+		return r.Scan(&p.Source, &p.Destination, &p.Protocol, &p.Ports.Start, &p.Ports.End)
+	}, query+` ORDER BY source, destination, protocol, start_port, end_port`, args...)
+}
+
+func (d *db) Tags(ctx context.Context) ([]api.AppTag, error) {
+	tags, err := listTags(ctx, d.reader)
+	return tags, d.fail("read tags", err)
+}
+
+func listTags(ctx context.Context, q querier) ([]api.AppTag, error) {
+	return list(ctx, q, func(r *sql.Rows, t *api.AppTag) error { return r.Scan(&t.App, &t.Tag) },
+		`SELECT app, tag FROM tags WHERE app IS NOT NULL ORDER BY tag`)
+}
+
+func (d *db) LastUpdated(ctx context.Context) (time.Time, error) {
+	var micros int64
+	if err := d.reader.QueryRowContext(ctx, `SELECT policies_updated FROM meta`).Scan(&micros); err != nil {
+		return time.Time{}, d.fail("read time of last update", err)
+	}
+	return time.UnixMicro(micros), nil
+}
+
+func (d *db) Stats(ctx context.Context) (store.Stats, error) {
+	s := store.Stats{TagLimit: int(maxTag), LeasePool: d.pool.Size()}
+	err := d.view(ctx, "read statistics", func(t *sql.Tx) error {
+		if err := t.QueryRowContext(ctx, `SELECT revision,
+			(SELECT count(*) FROM policies), (SELECT count(*) FROM tags WHERE app IS NOT NULL),
+			(SELECT count(*) FROM endpoints), (SELECT count(*) FROM apps) FROM meta`).
+			Scan(&s.Revision, &s.Policies, &s.Tags, &s.Endpoints, &s.Apps); err != nil {
+			return err
+		}
+		taken, _, err := subnets(ctx, t, "")
+		s.Leases = d.pool.Used(taken)
+		return err
+	})
+	return s, err
+}
