@@ -1,0 +1,225 @@
+package tun
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+	wgtun "golang.zx2c4.com/wireguard/tun"
+)
+
+// Errors of FromFD and of a Kernel's Read and Write.
+var (
+	// ErrNotTUN: the descriptor is no TUN device that is attached to an interface.
+	ErrNotTUN = errors.New("descriptor is not a TUN device")
+	// ErrFlags: it is one, but of another kind than IFF_TUN|IFF_NO_PI|IFF_VNET_HDR.
+	ErrFlags = errors.New("TUN device has the wrong kind")
+	// ErrGone: the interface was deleted; the descriptor will never carry a packet again.
+	ErrGone = errors.New("TUN device's interface is gone")
+	// ErrDown: the interface is down. A later write may pass.
+	ErrDown = errors.New("TUN device's interface is down")
+	// ErrTooManyPieces: Write takes MaxPieces.
+	ErrTooManyPieces = errors.New("write has too many pieces")
+)
+
+// MaxPieces is how many pieces one Write takes.
+const MaxPieces = 128
+
+// Offloads asked of the container's stack, best first. UDP segmentation came
+// with Linux 6.2.
+const (
+	offloadTCP = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
+	offloadECN = unix.TUN_F_TSO_ECN
+	offloadUDP = unix.TUN_F_USO4 | unix.TUN_F_USO6
+)
+
+// Kernel is the Device over a real TUN descriptor.
+type Kernel struct {
+	dev  wgtun.Device // owns the descriptor
+	file *os.File     // dev's, for whole super-packets
+	raw  syscall.RawConn
+	name string
+	udp  bool
+}
+
+var _ Device = (*Kernel)(nil)
+
+// FromFile wraps a passed descriptor as FromFD does. f stays the caller's.
+//
+// It takes the descriptor by SyscallConn. f.Fd() must not be called on this or
+// any duplicate: it makes the open file description, which all duplicates share,
+// blocking, and then Close no longer wakes a reader.
+func FromFile(f *os.File) (*Kernel, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("use TUN descriptor: %w", err)
+	}
+	var k *Kernel
+	if e := raw.Control(func(fd uintptr) { k, err = FromFD(int(fd)) }); e != nil {
+		return nil, fmt.Errorf("use TUN descriptor: %w", e)
+	}
+	return k, err
+}
+
+// FromFD checks that fd is a TUN device of the kind needed (else ErrNotTUN or
+// ErrFlags) and makes a Device over a duplicate of it; fd stays the caller's,
+// and the interface lives until the last duplicate is closed. It asks the
+// kernel for all offloads it has. None of this needs a privilege or to be in
+// the device's namespace.
+func FromFD(fd int) (*Kernel, error) {
+	name, err := checkKind(fd)
+	if err != nil {
+		return nil, err
+	}
+	// The duplicate is handed over for good: what wgtun opens with os.NewFile is
+	// closed by the collector even where wgtun fails, so it is not closed here too.
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, fmt.Errorf("duplicate TUN descriptor: %w", err)
+	}
+	// A Read or writev of the header's length, whatever the maker had set.
+	if err := unix.IoctlSetPointerInt(own, unix.TUNSETVNETHDRSZ, HeaderLen); err != nil {
+		unix.Close(own)
+		return nil, fmt.Errorf("set virtio header length of TUN %q: %w", name, err)
+	}
+	dev, _, err := wgtun.CreateUnmonitoredTUNFromFD(own)
+	if err != nil {
+		return nil, fmt.Errorf("open TUN %q: %w", name, err)
+	}
+	k := &Kernel{dev: dev, file: dev.File(), name: name}
+	if k.raw, err = k.file.SyscallConn(); err != nil {
+		dev.Close()
+		return nil, fmt.Errorf("open TUN %q: %w", name, err)
+	}
+	if err := k.setOffloads(); err != nil {
+		dev.Close()
+		return nil, fmt.Errorf("set offloads of TUN %q: %w", name, err)
+	}
+	return k, nil
+}
+
+// checkKind asks the descriptor what it is and returns the interface's name,
+// which means something in the device's own namespace only.
+func checkKind(fd int) (string, error) {
+	ifr, err := unix.NewIfreq("")
+	if err != nil {
+		return "", err
+	}
+	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr); err != nil {
+		// ENOTTY: another kind of file; EBADFD: /dev/net/tun without an interface.
+		return "", fmt.Errorf("%w: %w", ErrNotTUN, err)
+	}
+	const kind = unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR
+	if got := ifr.Uint16(); got&(kind|unix.IFF_TAP) != kind {
+		return "", fmt.Errorf("%w: flags of %q are %#x, needed are IFF_TUN|IFF_NO_PI|IFF_VNET_HDR (%#x)", ErrFlags, ifr.Name(), got, uint16(kind))
+	}
+	return ifr.Name(), nil
+}
+
+func (k *Kernel) setOffloads() error {
+	var err error
+	e := k.raw.Control(func(fd uintptr) {
+		for _, try := range []int{offloadTCP | offloadECN | offloadUDP, offloadTCP | offloadECN, offloadTCP} {
+			if err = unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, try); err == nil {
+				k.udp = try&offloadUDP != 0
+				return
+			}
+		}
+	})
+	return errors.Join(e, err)
+}
+
+// Name is the interface's name in its own namespace.
+func (k *Kernel) Name() string { return k.name }
+
+// UDPOffload says whether the device takes and gives UDP super-packets.
+func (k *Kernel) UDPOffload() bool { return k.udp }
+
+// Read implements Device. Besides ErrClosed it can end with ErrGone.
+func (k *Kernel) Read(b []byte) (int, error) {
+	n, err := k.file.Read(b)
+	if err == nil {
+		return n, nil
+	}
+	switch {
+	case errors.Is(err, os.ErrClosed):
+		return 0, ErrClosed
+	case errors.Is(err, unix.EBADFD):
+		return 0, ErrGone
+	}
+	return 0, err
+}
+
+// Write implements Device: at most MaxPieces pieces. A caller that keeps its
+// slice of pieces allocates nothing. ErrDown and ErrGone are the states of the
+// interface; any other error but ErrClosed is the kernel's refusal of this packet
+// (EINVAL for a virtio header that lies).
+func (k *Kernel) Write(pieces ...[]byte) error {
+	if len(pieces) > MaxPieces {
+		return ErrTooManyPieces
+	}
+	w := writes.Get().(*write)
+	n := 0
+	for _, p := range pieces {
+		if len(p) > 0 {
+			w.iov[n].Base = unsafe.SliceData(p)
+			w.iov[n].SetLen(len(p))
+			n++
+		}
+	}
+	w.n = n
+	// Control only holds the descriptor open. Writers do not wait for each other:
+	// the kernel runs the container's receive path inside each call.
+	err := k.raw.Control(w.do)
+	errno := w.errno
+	clear(w.iov[:n])
+	writes.Put(w)
+	switch {
+	case err != nil:
+		return ErrClosed
+	case errno == 0:
+		return nil
+	case errno == unix.EIO:
+		return ErrDown
+	case errno == unix.EBADFD:
+		return ErrGone
+	}
+	return errno
+}
+
+// Close implements Device.
+func (k *Kernel) Close() error {
+	err := k.dev.Close()
+	if errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// write is the state of one writev; do is bound once, so that no call allocates
+// a closure.
+type write struct {
+	iov   [MaxPieces]unix.Iovec
+	n     int
+	errno syscall.Errno
+	do    func(fd uintptr)
+}
+
+var writes = sync.Pool{New: func() any {
+	w := new(write)
+	w.do = w.writev
+	return w
+}}
+
+func (w *write) writev(fd uintptr) {
+	for {
+		_, _, w.errno = unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&w.iov[0])), uintptr(w.n))
+		if w.errno != unix.EINTR {
+			return
+		}
+	}
+}

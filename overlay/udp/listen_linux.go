@@ -1,0 +1,128 @@
+package udp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// DefaultBuffer is what is asked for each of the socket's buffers.
+const DefaultBuffer = 4 << 20
+
+// Options of Listen. The zero value is what a cell uses.
+type Options struct {
+	NoSegmentation bool // never use UDP_SEGMENT
+	NoGRO          bool // never use UDP_GRO
+	Buffer         int  // bytes asked for each buffer; 0: DefaultBuffer
+}
+
+// Features is what the kernel gave.
+type Features struct {
+	Segmentation  bool // UDP_SEGMENT is in use; a send error may have turned it off
+	GRO           bool // UDP_GRO is in use
+	ReceiveBuffer int  // bytes of payload the kernel will hold; net.core.rmem_max caps it
+	SendBuffer    int  // likewise
+}
+
+// Socket is the Conn over a real socket.
+type Socket struct {
+	conn     *net.UDPConn
+	raw      syscall.RawConn
+	local    netip.AddrPort
+	ipv6     bool
+	segment  atomic.Bool // UDP_SEGMENT works
+	features Features    // as opened
+	receive  receiver
+}
+
+var _ Conn = (*Socket)(nil)
+
+// Listen opens a UDP socket at addr, port 0 for a free one. Datagrams go out
+// without DF (IP_PMTUDISC_DONT), so that one that is too long for the path is
+// fragmented and not lost.
+func Listen(addr netip.AddrPort, opts Options) (*Socket, error) {
+	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
+	network := "udp4"
+	if addr.Addr().Is6() {
+		network = "udp6"
+	}
+	buffer := opts.Buffer
+	if buffer == 0 {
+		buffer = DefaultBuffer
+	}
+	s := &Socket{ipv6: addr.Addr().Is6()}
+	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		var err error
+		e := raw.Control(func(fd uintptr) { s.features, err = setOptions(int(fd), s.ipv6, buffer, opts) })
+		return errors.Join(e, err)
+	}}
+	pc, err := lc.ListenPacket(context.Background(), network, addr.String())
+	if err != nil {
+		return nil, err // names the operation and the address
+	}
+	s.conn = pc.(*net.UDPConn)
+	s.local = s.conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	s.local = netip.AddrPortFrom(s.local.Addr().Unmap(), s.local.Port())
+	if s.raw, err = s.conn.SyscallConn(); err != nil {
+		s.conn.Close()
+		return nil, fmt.Errorf("listen on %s: %w", addr, err)
+	}
+	s.segment.Store(s.features.Segmentation)
+	s.receive.init()
+	return s, nil
+}
+
+// setOptions sets up a socket before it is bound. Buffers and offloads are taken
+// as far as the kernel gives them.
+func setOptions(fd int, ipv6 bool, buffer int, opts Options) (Features, error) {
+	var f Features
+	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, buffer)
+	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, buffer)
+	// The kernel doubles what it is asked, for its own bookkeeping.
+	if n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF); err == nil {
+		f.ReceiveBuffer = n / 2
+	}
+	if n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF); err == nil {
+		f.SendBuffer = n / 2
+	}
+	level, option, dont := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT
+	if ipv6 {
+		level, option, dont = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT
+	}
+	if err := unix.SetsockoptInt(fd, level, option, dont); err != nil {
+		return f, fmt.Errorf("allow fragmentation: %w", err)
+	}
+	if !opts.NoSegmentation {
+		_, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
+		f.Segmentation = err == nil
+	}
+	if !opts.NoGRO {
+		f.GRO = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) == nil
+	}
+	return f, nil
+}
+
+// Features says what is in use now.
+func (s *Socket) Features() Features {
+	f := s.features
+	f.Segmentation = s.segment.Load()
+	return f
+}
+
+// Local implements Conn.
+func (s *Socket) Local() netip.AddrPort { return s.local }
+
+// Close implements Conn.
+func (s *Socket) Close() error {
+	err := s.conn.Close()
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,109 @@
+package udp
+
+import (
+	"errors"
+	"net/netip"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxBatch is how many messages one recvmmsg takes.
+const maxBatch = 128
+
+// control has room for one UDP_GRO control message (an int), aligned.
+type control [4]uint64
+
+// receiver is the scratch of the one goroutine that receives.
+type receiver struct {
+	names   [maxBatch]unix.RawSockaddrInet6
+	control [maxBatch]control
+	msgs    [maxBatch]mmsghdr
+	iovs    [maxBatch]unix.Iovec
+	count   int
+	got     int
+	errno   syscall.Errno
+	wait    func(fd uintptr) bool // bound once
+}
+
+func (r *receiver) init() {
+	r.wait = r.recv
+	for i := range r.msgs {
+		h := &r.msgs[i].hdr
+		h.Name = (*byte)(unsafe.Pointer(&r.names[i]))
+		h.Iov = &r.iovs[i]
+		h.SetIovlen(1)
+		h.Control = (*byte)(unsafe.Pointer(&r.control[i]))
+	}
+}
+
+// Receive implements Conn. At most 128 messages are filled in one call.
+func (s *Socket) Receive(batch []Message) (int, error) {
+	if len(batch) == 0 {
+		return 0, errors.New("receive into an empty batch")
+	}
+	r := &s.receive
+	r.count = min(len(batch), maxBatch)
+	for i := range r.count {
+		r.iovs[i].Base = unsafe.SliceData(batch[i].Buf)
+		r.iovs[i].SetLen(len(batch[i].Buf))
+		h := &r.msgs[i].hdr
+		h.Namelen = unix.SizeofSockaddrInet6
+		h.SetControllen(int(unsafe.Sizeof(r.control[i])))
+		h.Flags = 0
+	}
+	if err := s.raw.Read(r.wait); err != nil {
+		return 0, ErrClosed
+	}
+	if r.errno != 0 {
+		return 0, r.errno
+	}
+	for i := range r.got {
+		m := &batch[i]
+		m.N = int(r.msgs[i].n)
+		m.Segment = m.N
+		if n := segmentOf(&r.msgs[i].hdr, &r.control[i]); n > 0 && n < m.N {
+			m.Segment = n
+		}
+		m.From = fromName(&r.names[i])
+	}
+	return r.got, nil
+}
+
+// recv takes what is there; false makes the poller wait for more.
+func (r *receiver) recv(fd uintptr) bool {
+	for {
+		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.msgs[0])), uintptr(r.count), unix.MSG_DONTWAIT, 0, 0)
+		switch errno {
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			return false
+		}
+		r.got, r.errno = int(n), errno
+		return true
+	}
+}
+
+// segmentOf reads the length of the joined datagrams from the control message
+// UDP_GRO, 0 where there is none. It is the only one this socket asks for.
+func segmentOf(h *unix.Msghdr, control *control) int {
+	if int(h.Controllen) < unix.CmsgLen(4) {
+		return 0
+	}
+	c := (*unix.Cmsghdr)(unsafe.Pointer(control))
+	if c.Level != unix.IPPROTO_UDP || c.Type != unix.UDP_GRO {
+		return 0
+	}
+	return int(*(*int32)(unsafe.Add(unsafe.Pointer(control), unix.CmsgLen(0))))
+}
+
+// fromName reads a socket address.
+func fromName(name *unix.RawSockaddrInet6) netip.AddrPort {
+	if name.Family == unix.AF_INET {
+		v4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(name))
+		return netip.AddrPortFrom(netip.AddrFrom4(v4.Addr), networkPort(v4.Port))
+	}
+	return netip.AddrPortFrom(netip.AddrFrom16(name.Addr).Unmap(), networkPort(name.Port))
+}
