@@ -127,8 +127,8 @@ func (h *Hub) floorLocked(name string) api.Revision {
 	return floor
 }
 
-// tellLocked is the floor to put into an event for w.
-func (h *Hub) tellLocked(w *Watcher) api.Revision {
+// noteFloorLocked is the floor to put into an event for w.
+func (h *Hub) noteFloorLocked(w *Watcher) api.Revision {
 	w.floor = h.floorLocked(w.cell)
 	w.refloor = false
 	return w.floor

@@ -73,7 +73,9 @@ type Hub struct {
 	recent   []*Change
 	cells    map[string]*cell
 	watching int
-	moved    map[string]struct{} // cells that progressed since floors were told
+	moved    map[string]struct{}       // cells that progressed since floors were told
+	blurred  map[*Watcher]struct{}     // owed a change that Relates, so every one
+	asked    map[*Watcher]api.Revision // to be told when this revision is reached
 	counts   Counts
 	closed   bool
 }
@@ -103,6 +105,7 @@ func New(ctx context.Context, source Source, opt Options) (*Hub, error) {
 		floors: make(chan struct{}, 1),
 		x:      NewIndex(state), base: state.Revision,
 		cells: make(map[string]*cell), moved: make(map[string]struct{}),
+		blurred: make(map[*Watcher]struct{}), asked: make(map[*Watcher]api.Revision),
 	}, nil
 }
 
@@ -174,6 +177,9 @@ func (h *Hub) apply(d api.Delta) error {
 		h.base = h.recent[cut-1].revision
 		h.recent = append([]*Change(nil), h.recent[cut:]...)
 	}
+	for w := range h.blurred {
+		w.oweLocked(ch)
+	}
 	all := h.x.EachConcerned(ch, func(name string) {
 		if c := h.cells[name]; c != nil && c.watcher != nil {
 			c.watcher.oweLocked(ch)
@@ -185,6 +191,9 @@ func (h *Hub) apply(d api.Delta) error {
 				c.watcher.oweLocked(ch)
 			}
 		}
+	}
+	for w, rev := range h.asked {
+		w.tellLocked(rev)
 	}
 	return nil
 }

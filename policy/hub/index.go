@@ -125,6 +125,12 @@ type Change struct {
 	peers    []string          // came, changed or went
 }
 
+// Relates reports whether the change made or ended a relation between apps, or
+// between a cell and an app. What such a change brings out of a cell's sight is
+// found by looking at the present; so a cell that is still owed it must also be
+// given every change that follows.
+func (ch *Change) Relates() bool { return len(ch.pairs)+len(ch.hosting) > 0 }
+
 // move is what happened at a place; nil is "nothing there".
 type move struct {
 	place

@@ -88,9 +88,9 @@ func (x *Index) EachConcerned(ch *Change, yield func(cell string)) (all bool) {
 }
 
 // Delta leads the cell from where it was before the first of changes to the
-// present. The changes must be all that concerned the cell since then; those
-// that did not may be left out. It may set what the cell has and remove what it
-// has not, never more. Floor is left to the hub.
+// present. Those that did not concern the cell may be left out, but for those
+// behind one that Relates. It may set what the cell has and remove what it has
+// not. Floor is left to the hub.
 func (x *Index) Delta(cell string, changes []*Change) *api.Delta {
 	b := deltaBuilder{
 		x: x, cell: cell, own: x.own[cell],

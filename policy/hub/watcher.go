@@ -24,7 +24,8 @@ type Watcher struct {
 	// Guarded by the hub's mutex.
 	pending []*Change    // concern the cell and are not sent yet
 	resync  bool         // send a snapshot instead of pending
-	greet   bool         // nothing was sent yet: say something at once
+	greet   bool         // say something at once, if only the revision
+	told    api.Revision // of the last event
 	sent    api.Revision // of the last snapshot or delta: to be acknowledged
 	floor   api.Revision // the last told
 	refloor bool         // the floor moved: tell it
@@ -55,7 +56,9 @@ func (h *Hub) Watch(name string, epoch api.Epoch, after api.Revision) *Watcher {
 		w.resyncLocked()
 		return w
 	}
-	w.pending = append(w.pending, missed...)
+	for _, ch := range missed {
+		w.oweLocked(ch)
+	}
 	w.sent = after
 	c.acked = after
 	h.movedLocked(name)
@@ -97,24 +100,47 @@ func (w *Watcher) take(due bool) (ev api.Event, ok bool, err error) {
 		s := h.x.Snapshot(w.cell)
 		w.sent = s.Revision
 		w.resync = false
-		s.Floor = h.tellLocked(w)
+		s.Floor = h.noteFloorLocked(w)
 		h.counts.Snapshots++
 		ev.Snapshot = s
 	case len(w.pending) > 0:
 		d := h.x.Delta(w.cell, w.pending)
-		w.pending = nil
+		w.forgetLocked()
 		w.sent = d.Revision
-		d.Floor = h.tellLocked(w)
+		d.Floor = h.noteFloorLocked(w)
 		h.counts.Deltas++
 		ev.Delta = d
 	case due || w.greet || w.refloor:
-		ev.Heartbeat = &api.Heartbeat{Revision: h.x.revision, Floor: h.tellLocked(w)}
+		ev.Heartbeat = &api.Heartbeat{Revision: h.x.revision, Floor: h.noteFloorLocked(w)}
 		h.counts.Heartbeats++
 	default:
 		return api.Event{}, false, nil
 	}
-	w.greet = false
+	w.greet, w.told = false, h.x.revision
 	return ev, true, nil
+}
+
+// Tell has the cell's watch say, as soon as it is so, that it has come to the
+// revision: a cell waits for the revision at which its endpoints are in force,
+// also when none of that concerns it.
+func (h *Hub) Tell(name string, rev api.Revision) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if c := h.cells[name]; c != nil && c.watcher != nil {
+		c.watcher.tellLocked(rev)
+	}
+}
+
+func (w *Watcher) tellLocked(rev api.Revision) {
+	if w.h.x.revision < rev {
+		w.h.asked[w] = rev
+		return
+	}
+	delete(w.h.asked, w)
+	if w.told < rev {
+		w.greet = true
+		w.wake()
+	}
 }
 
 // Close ends the watch. It may be called more than once.
@@ -129,7 +155,8 @@ func (w *Watcher) endLocked(err error) {
 		return
 	}
 	w.err = err
-	w.pending = nil
+	w.forgetLocked()
+	delete(w.h.asked, w)
 	w.h.watching--
 	if c := w.h.cells[w.cell]; c.watcher == w {
 		c.watcher = nil
@@ -147,17 +174,28 @@ func (w *Watcher) oweLocked(ch *Change) {
 		return
 	case n >= w.h.opt.Pending:
 		w.h.counts.Dropped++
-		w.pending, w.resync = nil, true
+		w.forgetLocked()
+		w.resync = true
 	default:
 		w.pending = append(w.pending, ch)
+		if ch.Relates() {
+			w.h.blurred[w] = struct{}{}
+		}
 	}
 	w.wake()
+}
+
+// forgetLocked drops what the watcher is owed, which was sent or will not be.
+func (w *Watcher) forgetLocked() {
+	w.pending = nil
+	delete(w.h.blurred, w)
 }
 
 // resyncLocked makes the next event a snapshot: what the cell has is not known,
 // so it has acknowledged nothing.
 func (w *Watcher) resyncLocked() {
-	w.pending, w.resync, w.sent = nil, true, 0
+	w.forgetLocked()
+	w.resync, w.sent = true, 0
 	w.h.cells[w.cell].acked = 0
 	w.wake()
 }
