@@ -27,9 +27,10 @@ type Client struct {
 	gone    bool
 }
 
-// NewClient speaks on a container's standard input and output. It reads out to
-// its end; Close closes in, which ends the container.
-func NewClient(in io.WriteCloser, out io.Reader) *Client {
+// NewClient speaks on a container's standard input and output, which are its
+// own from now on. It reads out to its end; Close closes in, which ends the
+// container.
+func NewClient(in io.WriteCloser, out io.ReadCloser) *Client {
 	c := &Client{in: in, changed: make(chan struct{}), calls: make(map[uint64]*Call)}
 	go c.read(out)
 	return c
@@ -38,7 +39,17 @@ func NewClient(in io.WriteCloser, out io.Reader) *Client {
 // Close ends the container's command by ending its input.
 func (c *Client) Close() error { return c.in.Close() }
 
-func (c *Client) read(out io.Reader) {
+// Gone waits until nobody writes the container's output any more: all its
+// processes have ended.
+func (c *Client) Gone(ctx context.Context) error {
+	if err := c.wait(ctx, func() bool { return false }); !errors.Is(err, ErrGone) {
+		return err
+	}
+	return nil
+}
+
+func (c *Client) read(out io.ReadCloser) {
+	defer out.Close()
 	lines := bufio.NewScanner(out)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {

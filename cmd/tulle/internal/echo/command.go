@@ -66,7 +66,9 @@ func run(ctx context.Context, name string, tcp, udp []string, control bool, in i
 	}
 	defer s.close()
 	s.serve()
-	emit(Event{Kind: EventReady, At: time.Now(), Name: name, Addrs: addresses()})
+	ready := Event{Kind: EventReady, At: time.Now(), Name: name}
+	describe(&ready)
+	emit(ready)
 	if !control {
 		<-ctx.Done()
 		return nil

@@ -71,8 +71,13 @@ type Event struct {
 	Path     string        `json:"path,omitempty"`
 	Peer     string        `json:"peer,omitempty"`
 	Local    string        `json:"local,omitempty"`
-	Name     string        `json:"name,omitempty"`  // ready
-	Addrs    []string      `json:"addrs,omitempty"` // ready: the container's own addresses
+	Name     string        `json:"name,omitempty"` // ready
+
+	// ready: the container's own addresses, the device that has the first, and
+	// the namespace both are in, as /proc names it.
+	Addrs  []string `json:"addrs,omitempty"`
+	Device string   `json:"device,omitempty"`
+	NetNS  string   `json:"netns,omitempty"`
 }
 
 // Outcome is how an attempt, or a connection, ended.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strconv"
 	"sync"
 	"time"
@@ -217,17 +218,21 @@ func send(w io.Writer, n, rate int64, gone <-chan struct{}) (int64, error) {
 	return sent, nil
 }
 
-// addresses are the host's own, loopback left out.
-func addresses() []string {
-	all, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil
-	}
-	var own []string
-	for _, a := range all {
-		if p, err := netip.ParsePrefix(a.String()); err == nil && !p.Addr().IsLoopback() && !p.Addr().IsLinkLocalUnicast() {
-			own = append(own, p.Addr().String())
+// describe fills in what a ready event says of the network it is told from.
+func describe(e *Event) {
+	e.NetNS, _ = os.Readlink("/proc/self/ns/net")
+	interfaces, _ := net.Interfaces()
+	for _, i := range interfaces {
+		addrs, _ := i.Addrs()
+		for _, a := range addrs {
+			p, err := netip.ParsePrefix(a.String())
+			if err != nil || p.Addr().IsLoopback() || p.Addr().IsLinkLocalUnicast() {
+				continue
+			}
+			if e.Device == "" {
+				e.Device = i.Name + "#" + strconv.Itoa(i.Index)
+			}
+			e.Addrs = append(e.Addrs, p.Addr().String())
 		}
 	}
-	return own
 }

@@ -1,0 +1,125 @@
+package demo
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"tulle/policy"
+	"tulle/policy/api"
+)
+
+// API speaks the external REST API with the admin's token, as any client would.
+type API struct {
+	base  string
+	token string
+	http  http.Client
+}
+
+// Client returns a client of the world's server.
+func (w *World) Client() (*API, error) {
+	token, err := os.ReadFile(w.Server.TokenFile())
+	if err != nil {
+		return nil, err
+	}
+	return &API{base: "http://" + w.Server.External, token: strings.TrimSpace(string(token)),
+		http: http.Client{Timeout: 10 * time.Second}}, nil
+}
+
+// Apps is the registry's list.
+func (a *API) Apps(ctx context.Context) ([]api.App, error) {
+	var got api.Apps
+	err := a.do(ctx, http.MethodGet, api.PathApps, nil, &got)
+	return got.Apps, err
+}
+
+// AppID is the GUID of an app of the world's space, by its name.
+func (a *API) AppID(ctx context.Context, name string) (policy.AppID, error) {
+	apps, err := a.Apps(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, app := range apps {
+		if app.Name == name && app.Space == Space && app.Org == Org {
+			return app.GUID, nil
+		}
+	}
+	return "", fmt.Errorf("the server knows no app %q", name)
+}
+
+// Cells is the server's list of cells.
+func (a *API) Cells(ctx context.Context) ([]api.Cell, error) {
+	var got api.Cells
+	err := a.do(ctx, http.MethodGet, api.PathCells, nil, &got)
+	return got.Cells, err
+}
+
+// Policies is the list of all policies.
+func (a *API) Policies(ctx context.Context) ([]api.Policy, error) {
+	var got api.Policies
+	err := a.do(ctx, http.MethodGet, v1(api.PathPolicies), nil, &got)
+	return got.Policies, err
+}
+
+// Allow creates a policy between two apps of the world, by name.
+func (a *API) Allow(ctx context.Context, source, destination string, protocol policy.Protocol, ports policy.PortRange) error {
+	return a.change(ctx, api.PathPolicies, source, destination, protocol, ports)
+}
+
+// Forbid deletes one.
+func (a *API) Forbid(ctx context.Context, source, destination string, protocol policy.Protocol, ports policy.PortRange) error {
+	return a.change(ctx, api.PathDelete, source, destination, protocol, ports)
+}
+
+func (a *API) change(ctx context.Context, path, source, destination string, protocol policy.Protocol, ports policy.PortRange) error {
+	src, err := a.AppID(ctx, source)
+	if err != nil {
+		return err
+	}
+	dst, err := a.AppID(ctx, destination)
+	if err != nil {
+		return err
+	}
+	p := policy.Policy{Source: src, Destination: dst, Protocol: protocol, Ports: ports}
+	return a.do(ctx, http.MethodPost, v1(path), api.Policies{Policies: []api.Policy{api.FromDomain(p)}}, nil)
+}
+
+func v1(path string) string { return strings.ReplaceAll(path, "{version}", string(api.V1)) }
+
+func (a *API) do(ctx context.Context, method, path string, body, into any) error {
+	var send io.Reader
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return err
+		}
+		send = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, a.base+path, send)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Authorization", "Bearer "+a.token)
+	answer, err := a.http.Do(req)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	b, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", method, path, err)
+	}
+	if answer.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s %s: %s: %s", method, path, answer.Status, bytes.TrimSpace(b))
+	}
+	if into == nil {
+		return nil
+	}
+	return json.Unmarshal(b, into)
+}

@@ -1,0 +1,109 @@
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// Errors of the demo itself; what was not as it should be stands in the report.
+var (
+	ErrFailed      = errors.New("the demo failed")
+	ErrInterrupted = errors.New("interrupted, and everything taken away")
+)
+
+// Command is `tulle demo`.
+func Command() *cobra.Command {
+	var (
+		keep bool
+		o    Options
+	)
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Show the whole system on this host: two cells, six containers, policies",
+		Long: `Starts a policy server, two cell daemons and three apps with two instances each,
+as real processes in network namespaces of their own, shows what policies do
+to them, and takes everything away again. It needs no root, changes nothing on the
+host, and ends with status 1 if any step is not as it should be.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+			defer stop()
+			return show(ctx, cmd.OutOrStdout(), o, keep)
+		},
+	}
+	cmd.Flags().BoolVar(&keep, "keep", false, "leave everything running until an interrupt, and say what to try")
+	cmd.Flags().StringVar(&o.Dir, "dir", "", "directory to make and to remove (default: a temporary one)")
+	cmd.Flags().StringVar(&o.BinDir, "bin", "", "where the programs are (default: beside this one)")
+	return cmd
+}
+
+func show(ctx context.Context, out io.Writer, o Options, keep bool) error {
+	if err := CheckHost(); err != nil {
+		return err
+	}
+	begun := time.Now()
+	world, err := NewWorld(o)
+	if err != nil {
+		return err
+	}
+	t := &tour{report: newReport(out), world: world}
+	err = t.run(ctx)
+	if err == nil && keep {
+		t.suggest()
+		<-ctx.Done()
+	}
+	t.end()
+	switch {
+	case errors.Is(err, context.Canceled):
+		return ErrInterrupted
+	case err != nil:
+		return err
+	case len(t.failed) > 0:
+		fmt.Fprintf(out, "\n%s\n", t.paint(red, fmt.Sprintf("%d of %d checks FAILED:", len(t.failed), t.checks)))
+		for _, f := range t.failed {
+			fmt.Fprintf(out, "  %s\n", f)
+		}
+		return ErrFailed
+	}
+	fmt.Fprintf(out, "\n%s\n", t.paint(green, fmt.Sprintf("All %d checks as they should be, in %s.", t.checks, duration(time.Since(begun)))))
+	return nil
+}
+
+// end takes the world away and checks that it is gone.
+func (t *tour) end() {
+	t.title("Taking everything away")
+	begun := time.Now()
+	if err := t.world.Close(); err != nil {
+		t.fail("what is left", err)
+		return
+	}
+	t.check(true, time.Since(begun), "what is left", "no process, namespace, device, socket or directory")
+}
+
+// suggest says what a newcomer can do with a world that stays.
+func (t *tour) suggest() {
+	w := t.world
+	t.title("It stays until you press Ctrl-C. In another terminal:")
+	for _, line := range []string{
+		"export TULLE_SERVER=http://" + w.Server.External + " TULLE_TOKEN_FILE=" + w.Server.TokenFile(),
+		"alias tulle=" + w.program("tulle"),
+		fmt.Sprintf("export TULLE_SPACE=%s TULLE_ORG=%s", Space, Org),
+		"tulle apps",
+		"tulle cells",
+		"tulle network-policies",
+		"tulle add-network-policy frontend backend --protocol tcp --port 8080",
+		fmt.Sprintf("tulle run --app frontend --space %s --org %s --socket %s -- curl -s http://%s/", Space, Org, t.cells[0].Socket, t.apps[backend][1].At(Port)),
+		"curl -s http://" + t.cells[0].Metrics + "/metrics",
+		"less " + t.cells[0].Log(),
+	} {
+		fmt.Fprintf(t.out, "  %s\n", line)
+	}
+}

@@ -1,0 +1,100 @@
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strconv"
+
+	"tulle/cmd/tulle/internal/echo"
+)
+
+// Ports that every instance serves.
+const (
+	Port       = 8080 // HTTP
+	SecondPort = 8081 // HTTP
+	FirstUDP   = 9000
+	LastUDP    = 9009
+)
+
+// Instance is one container of an app, and the hand inside it.
+type Instance struct {
+	App    string
+	Index  int
+	Cell   *Cell
+	Addr   netip.Addr
+	Device string // inside its namespace, "eth0"
+	*echo.Client
+
+	netns   string
+	process *process
+}
+
+// String is "frontend/0".
+func (i *Instance) String() string { return i.App + "/" + strconv.Itoa(i.Index) }
+
+// At is the address of one of its ports.
+func (i *Instance) At(port uint16) string { return netip.AddrPortFrom(i.Addr, port).String() }
+
+// StartApp starts an instance with `tulle run` and returns when it serves.
+func (w *World) StartApp(ctx context.Context, cell *Cell, app string, index int) (*Instance, error) {
+	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	i := &Instance{App: app, Index: index, Cell: cell}
+	inRead, inWrite, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer inRead.Close()
+	outRead, outWrite, err := os.Pipe()
+	if err != nil {
+		return nil, errors.Join(err, inWrite.Close())
+	}
+	defer outWrite.Close()
+	i.process, err = w.start(program{
+		name: fmt.Sprintf("%s-%d", app, index),
+		path: w.program("tulle"),
+		args: []string{"run", "--app", app, "--space", Space, "--org", Org, "--instance", strconv.Itoa(index),
+			"--socket", cell.Socket, "--",
+			w.program("tulle"), "echo", "--control", "--name", i.String(),
+			"--http", fmt.Sprintf(":%d,:%d", Port, SecondPort), "--udp", fmt.Sprintf("%d-%d", FirstUDP, LastUDP)},
+		in: inRead, out: outWrite,
+	})
+	if err != nil {
+		return nil, errors.Join(err, inWrite.Close(), outRead.Close())
+	}
+	i.Client = echo.NewClient(inWrite, outRead)
+	w.instances = append(w.instances, i)
+	ready, err := i.Ready(ctx)
+	if errors.Is(err, echo.ErrGone) {
+		<-i.process.done
+		return nil, i.process.ended()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("wait for %s to serve: %w%s", i, err, i.process.tail())
+	}
+	if len(ready.Addrs) != 1 {
+		return nil, fmt.Errorf("%s has the addresses %v, not one", i, ready.Addrs)
+	}
+	if i.Addr, err = netip.ParseAddr(ready.Addrs[0]); err != nil {
+		return nil, err
+	}
+	i.netns, i.Device = ready.NetNS, ready.Device
+	w.mu.Lock()
+	w.namespaces[i.netns] = true
+	w.mu.Unlock()
+	return i, nil
+}
+
+// Kill ends the instance's supervisor with SIGKILL, as a crash would, and waits
+// until what ran inside is gone too.
+func (i *Instance) Kill(ctx context.Context) error {
+	return errors.Join(i.process.kill(), i.Gone(ctx), i.Close())
+}
+
+// Stop ends the instance's command, which ends its supervisor.
+func (i *Instance) Stop() error {
+	return i.process.stop(i.Close)
+}

@@ -1,0 +1,104 @@
+package demo
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"tulle/cmd/tulle/internal/echo"
+)
+
+// throughput downloads across cells for a moment.
+func (t *tour) throughput(ctx context.Context) error {
+	from, to := t.apps[frontend][0], t.apps[backend][1]
+	e, err := from.Do(ctx, echo.Request{Op: echo.OpDownload, Address: to.At(Port), Bytes: 1 << 36, Limit: 1500 * time.Millisecond})
+	if err != nil {
+		return err
+	}
+	gbits := float64(e.Bytes) * 8 / 1e9 / e.Took.Seconds()
+	t.check(e.Outcome == echo.Stopped && e.Bytes > 0, e.Took,
+		fmt.Sprintf("one download, %s -> %s, %s", from, to, where(from, to)),
+		fmt.Sprintf("%.2f Gbit/s, every byte checked", gbits))
+	return nil
+}
+
+// capabilities reads what the kernel says of the server and the daemons.
+func (t *tour) capabilities(ctx context.Context) error {
+	for _, p := range []struct {
+		name string
+		pid  int
+	}{{"tulle-policy-server", t.world.Server.PID()}, {"tulle-celld " + t.cells[0].Name, t.cells[0].PID()}, {"tulle-celld " + t.cells[1].Name, t.cells[1].PID()}} {
+		status, err := os.ReadFile(procPath(p.pid, "status"))
+		if err != nil {
+			return err
+		}
+		uid, _, _ := strings.Cut(field(status, "Uid"), "\t")
+		effective := strings.TrimLeft(field(status, "CapEff"), "0")
+		if effective == "" {
+			effective = "0"
+		}
+		t.check(effective == "0" && uid != "0", 0, fmt.Sprintf("/proc/%d/status of %s", p.pid, p.name),
+			fmt.Sprintf("Uid: %s  CapEff: %s  NoNewPrivs: %s", uid, effective, field(status, "NoNewPrivs")))
+	}
+	return nil
+}
+
+// field is a line's value in /proc/PID/status, its first tab left out.
+func field(status []byte, name string) string {
+	for line := range strings.Lines(string(status)) {
+		if v, ok := strings.CutPrefix(line, name+":\t"); ok {
+			return strings.TrimSpace(v)
+		}
+	}
+	return ""
+}
+
+// readMetrics reads what each process counts, by its name.
+func (t *tour) readMetrics(ctx context.Context) (map[string]Samples, error) {
+	all := make(map[string]Samples)
+	for name, address := range map[string]string{
+		"server":        t.world.Server.Metrics,
+		t.cells[0].Name: t.cells[0].Metrics,
+		t.cells[1].Name: t.cells[1].Metrics,
+	} {
+		s, err := ReadMetrics(ctx, address)
+		if err != nil {
+			return nil, fmt.Errorf("metrics of %s: %w", name, err)
+		}
+		all[name] = s
+	}
+	return all, nil
+}
+
+// metrics shows what the steps before have moved. The second cell's counters
+// began anew with its daemon.
+func (t *tour) metrics(ctx context.Context) error {
+	now, err := t.readMetrics(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"server", t.cells[0].Name, t.cells[1].Name} {
+		before := t.before[name]
+		if name == t.cells[1].Name {
+			before = nil
+		}
+		var shown []string
+		for _, sample := range now[name].Moved(before) {
+			if isOurs(sample) {
+				shown = append(shown, sample)
+			}
+		}
+		t.check(len(shown) > 0, 0, "/metrics of "+name, fmt.Sprintf("%d samples moved, such as", len(shown)))
+		for _, sample := range shown[:min(len(shown), 6)] {
+			t.note("%s %g", sample, now[name][sample])
+		}
+	}
+	return nil
+}
+
+// isOurs leaves out the Go runtime's own metrics and the buckets of histograms.
+func isOurs(sample string) bool {
+	return strings.HasPrefix(sample, "tulle_") && strings.Contains(family(sample), "_total")
+}
