@@ -1,0 +1,181 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/gorilla/mux"
+
+	"tulle/policy/api"
+	"tulle/policy/ca"
+	"tulle/policy/hub"
+	"tulle/policy/store"
+)
+
+// Largest request bodies of the internal API, in bytes. A list of endpoints is
+// that of one lease.
+const (
+	maxLeaseBody     = 64 << 10
+	maxAckBody       = 4 << 10
+	maxEndpointsBody = 16 << 20
+)
+
+// Internal is the internal API: what cells ask, tell and are told. It serves
+// only requests that came over mutual TLS with a cell's certificate (InternalServer
+// makes such a server). Safe for concurrent use.
+type Internal struct {
+	store        store.Store
+	hub          *hub.Hub
+	router       *mux.Router
+	writeTimeout time.Duration
+	log          *slog.Logger
+}
+
+var _ InternalAPI = (*Internal)(nil)
+
+// InternalOptions of NewInternal. Zero values are the defaults.
+type InternalOptions struct {
+	Hub          hub.Options
+	WriteTimeout time.Duration // a watching cell that takes no byte for so long is dropped; 30 s
+	Log          *slog.Logger
+}
+
+// NewInternal reads the store's state and makes the internal API. Watches are
+// served while Run runs.
+func NewInternal(ctx context.Context, s store.Store, opt InternalOptions) (*Internal, error) {
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	if opt.Hub.Log == nil {
+		opt.Hub.Log = opt.Log
+	}
+	if opt.WriteTimeout <= 0 {
+		opt.WriteTimeout = 30 * time.Second
+	}
+	h, err := hub.New(ctx, s, opt.Hub)
+	if err != nil {
+		return nil, err
+	}
+	in := &Internal{store: s, hub: h, writeTimeout: opt.WriteTimeout, log: opt.Log}
+	in.router = mux.NewRouter()
+	in.router.HandleFunc(api.PathLease, in.ofCell(in.putLease)).Methods(http.MethodPut)
+	in.router.HandleFunc(api.PathLease, in.ofCell(in.deleteLease)).Methods(http.MethodDelete)
+	in.router.HandleFunc(api.PathEndpoints, in.ofCell(in.putEndpoints)).Methods(http.MethodPut)
+	in.router.HandleFunc(api.PathAck, in.ofCell(in.postAck)).Methods(http.MethodPost)
+	in.router.HandleFunc(api.PathWatch, in.ofCell(in.getWatch)).Methods(http.MethodGet)
+	in.router.HandleFunc(pathInternalPolicies, in.ofCell(in.getPolicies)).Methods(http.MethodGet)
+	in.router.HandleFunc(pathInternalLastUpdated, in.ofCell(in.getLastUpdated)).Methods(http.MethodGet)
+	return in, nil
+}
+
+// InternalServer makes the HTTP/2 server of the internal API. The caller gives
+// it a listener (ServeTLS with empty file names) and shuts it down.
+func InternalServer(in http.Handler, conf *tls.Config, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           in,
+		TLSConfig:         conf,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       5 * time.Minute,
+		MaxHeaderBytes:    4 << 20, // agents put all their apps into one query
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		HTTP2:             &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
+	}
+}
+
+// Run follows the store until ctx ends, then ends every watch.
+func (in *Internal) Run(ctx context.Context) error { return in.hub.Run(ctx) }
+
+// Hub is the watch hub, for its counters.
+func (in *Internal) Hub() *hub.Hub { return in.hub }
+
+// Cell is what is known of one cell.
+func (in *Internal) Cell(name string) CellStatus {
+	s := in.hub.Status(name)
+	return CellStatus{Live: s.Live, Watching: s.Watching, Acknowledged: s.Acked, LastSeen: s.Seen}
+}
+
+// Watchers is the number of open watch streams.
+func (in *Internal) Watchers() int { return in.hub.Watchers() }
+
+// Lag is how many revisions the slowest watching cell is behind.
+func (in *Internal) Lag() api.Revision { return in.hub.Lag() }
+
+func (in *Internal) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Strict-Transport-Security", "max-age=31536000")
+	in.router.ServeHTTP(w, r)
+}
+
+// cellHandler serves a request of a cell whose certificate was checked. An error
+// that it returns is answered by refuse.
+type cellHandler func(w http.ResponseWriter, r *http.Request, cell ca.Peer) error
+
+// ofCell finds out which cell asks. A name in the path must be the one in the
+// certificate, which must still be valid: a connection may outlive it.
+func (in *Internal) ofCell(handle cellHandler) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		cell, err := ca.PeerOf(r.TLS, ca.RoleCell)
+		switch name, named := mux.Vars(r)["name"]; {
+		case err != nil:
+			err = forbidden(err.Error())
+		case time.Now().After(r.TLS.PeerCertificates[0].NotAfter):
+			err = forbidden("the certificate of cell " + cell.Name + " has expired")
+		case named && name != cell.Name:
+			err = forbidden("the certificate is of cell " + cell.Name + ", not of " + name)
+		default:
+			err = handle(w, r, cell)
+		}
+		if err != nil {
+			in.refuse(w, r, cell, err)
+		}
+	}
+}
+
+// httpStatus is an answer that is not 2xx, with its text for the client and
+// what is told to the log alone.
+type httpStatus struct {
+	code  int
+	text  string
+	cause error
+}
+
+func (e *httpStatus) Error() string {
+	if e.cause != nil {
+		return e.text + ": " + e.cause.Error()
+	}
+	return e.text
+}
+
+func forbidden(text string) error { return &httpStatus{code: http.StatusForbidden, text: text} }
+
+func badRequest(text string) error { return &httpStatus{code: http.StatusBadRequest, text: text} }
+
+// refuse maps an error to its answer. Only texts meant for the cell leave the
+// server; the rest is logged.
+func (in *Internal) refuse(w http.ResponseWriter, r *http.Request, cell ca.Peer, err error) {
+	answer := &httpStatus{code: http.StatusInternalServerError, text: "internal error"}
+	if known := new(httpStatus); errors.As(err, &known) {
+		answer = known
+	} else {
+		for target, code := range map[error]int{
+			store.ErrConflict: http.StatusConflict,
+			store.ErrNotFound: http.StatusNotFound,
+			store.ErrNoLease:  http.StatusServiceUnavailable,
+			hub.ErrEpoch:      http.StatusConflict,
+			hub.ErrFuture:     http.StatusConflict,
+		} {
+			if errors.Is(err, target) {
+				answer = &httpStatus{code: code, text: err.Error()}
+			}
+		}
+	}
+	if answer.code >= 500 && r.Context().Err() == nil {
+		in.log.Error("internal API request failed", "method", r.Method, "path", r.URL.Path, "cell", cell.Name, "error", err)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(answer.code)
+	w.Write(api.ErrorBody(answer.text))
+}

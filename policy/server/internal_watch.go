@@ -1,0 +1,50 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"time"
+
+	"tulle/policy/api"
+	"tulle/policy/ca"
+)
+
+// getWatch streams the cell's events, one JSON value a line, each flushed. The
+// stream ends when the cell goes, takes nothing any more, opens another watch,
+// or its certificate expires.
+func (in *Internal) getWatch(w http.ResponseWriter, r *http.Request, cell ca.Peer) error {
+	q := r.URL.Query()
+	var after uint64
+	if s := q.Get("revision"); s != "" {
+		var err error
+		if after, err = strconv.ParseUint(s, 10, 64); err != nil {
+			return badRequest("revision " + strconv.Quote(s) + " is not a number")
+		}
+	}
+	ctx, cancel := context.WithDeadline(r.Context(), r.TLS.PeerCertificates[0].NotAfter)
+	defer cancel()
+
+	watcher := in.hub.Watch(cell.Name, api.Epoch(q.Get("epoch")), api.Revision(after))
+	defer watcher.Close()
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	stream := http.NewResponseController(w)
+	lines := json.NewEncoder(w)
+	in.log.Info("cell watches", "cell", cell.Name, "from", r.RemoteAddr, "epoch", q.Get("epoch"), "revision", after)
+	for {
+		event, err := watcher.Next(ctx)
+		if err == nil {
+			if err = stream.SetWriteDeadline(time.Now().Add(in.writeTimeout)); err == nil {
+				if err = lines.Encode(event); err == nil {
+					err = stream.Flush()
+				}
+			}
+		}
+		if err != nil {
+			// The answer has begun: ending the stream is all that can be said.
+			in.log.Info("cell's watch ended", "cell", cell.Name, "reason", err)
+			return nil
+		}
+	}
+}
