@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"sync"
 	"testing"
 	"time"
@@ -162,7 +163,7 @@ func TestRequestsReachTheHandler(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (Attached{MTU: 1450, Incarnation: 7}); got != want {
+	if want := (Attached{MTU: 1450, Incarnation: 7}); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	r := d.got("c1")

@@ -41,6 +41,9 @@ type Attached struct {
 	App         policy.AppID `json:"app"`
 	Incarnation uint64       `json:"incarnation"`
 	Resumed     bool         `json:"resumed,omitempty"` // the endpoint was there; nothing to configure
+	// Mask are the daemon's own directories (state, credentials, socket). An
+	// attacher whose container shares the host's file system hides them from it.
+	Mask []string `json:"mask,omitempty"`
 }
 
 // Detach ends an endpoint. Detaching what is not there succeeds.
