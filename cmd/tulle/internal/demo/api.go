@@ -86,8 +86,33 @@ func (a *API) change(ctx context.Context, path, source, destination string, prot
 	if err != nil {
 		return err
 	}
-	p := policy.Policy{Source: src, Destination: dst, Protocol: protocol, Ports: ports}
+	return a.post(ctx, path, policy.Policy{Source: src, Destination: dst, Protocol: protocol, Ports: ports})
+}
+
+// Create stores a policy between apps by GUID.
+func (a *API) Create(ctx context.Context, p policy.Policy) error {
+	return a.post(ctx, api.PathPolicies, p)
+}
+
+func (a *API) post(ctx context.Context, path string, p policy.Policy) error {
 	return a.do(ctx, http.MethodPost, v1(path), api.Policies{Policies: []api.Policy{api.FromDomain(p)}}, nil)
+}
+
+// Tags is the tag of each app that is in a policy.
+func (a *API) Tags(ctx context.Context) (map[policy.AppID]policy.Tag, error) {
+	var got api.Tags
+	if err := a.do(ctx, http.MethodGet, v1(api.PathTags), nil, &got); err != nil {
+		return nil, err
+	}
+	tags := make(map[policy.AppID]policy.Tag)
+	for _, t := range got.Tags {
+		tag, err := policy.ParseTag(t.Tag)
+		if err != nil {
+			return nil, err
+		}
+		tags[t.ID] = tag
+	}
+	return tags, nil
 }
 
 func v1(path string) string { return strings.ReplaceAll(path, "{version}", string(api.V1)) }

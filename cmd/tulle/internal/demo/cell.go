@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"tulle/overlay/control"
@@ -28,6 +29,10 @@ type cellReady struct {
 	Metrics  string `json:"metrics"`
 	Underlay string `json:"underlay"`
 }
+
+// Port4789 is the setting for VXLAN's own port, which kernel cells speak; a cell
+// takes a free one otherwise.
+const Port4789 = "port: 4789"
 
 // StartCell issues the cell's credentials and starts its daemon on a free
 // port of the underlay address. Settings are further lines of its configuration.
@@ -55,10 +60,12 @@ func (w *World) StartCell(ctx context.Context, name string, underlay netip.Addr,
 		"state_dir: " + state,
 		"socket: " + c.Socket,
 		"underlay: " + underlay.String(),
-		"port: 0",
 		"mode: vxlan",
 		"metrics: 127.0.0.1:0",
 	}, settings...)
+	if !slices.Contains(settings, Port4789) {
+		lines = append(lines, "port: 0")
+	}
 	if err := os.WriteFile(c.config, []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
 		return nil, err
 	}

@@ -1,0 +1,13 @@
+package demo
+
+import (
+	"context"
+	"net/netip"
+)
+
+// AddPeer enters a silk-kind peer at the world's running server: a cell that is
+// not ours, known by its lease alone.
+func (w *World) AddPeer(ctx context.Context, name string, underlay netip.Addr, subnet netip.Prefix) error {
+	return w.runTool(ctx, "add-peer", "add-peer", name, "--config", w.Server.config,
+		"--underlay", underlay.String(), "--subnet", subnet.String())
+}
