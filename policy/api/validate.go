@@ -10,12 +10,9 @@ import (
 // The original's texts for what a policy lacks. Those with numbers in them are
 // made where they are found.
 var (
-	errNoPolicies    = errors.New("missing policies")
-	errNoSource      = errors.New("missing source id")
-	errNoDestination = errors.New("missing destination id")
-	errNoStart       = errors.New("missing start port")
-	errNoPort        = errors.New("missing port")
-	errTags          = errors.New("tags may not be specified")
+	errNoPolicies = errors.New("missing policies")
+	errNoPort     = errors.New("missing port")
+	errTags       = errors.New("tags may not be specified")
 )
 
 const maxPort = 65535
@@ -51,7 +48,7 @@ func (r Ports) domain() (policy.PortRange, error) {
 	case r.Start < 0:
 		return policy.PortRange{}, fmt.Errorf("invalid start port %d, must be in range 1-65535", r.Start)
 	case r.Start == 0:
-		return policy.PortRange{}, errNoStart
+		return policy.PortRange{}, policy.ErrNoStart
 	case r.End > maxPort:
 		return policy.PortRange{}, fmt.Errorf("invalid end port %d, must be in range 1-65535", r.End)
 	}
@@ -69,10 +66,10 @@ type ends struct {
 // domain applies the rules around those of the ports, which differ by version.
 func (e ends) domain(ports func() (policy.PortRange, error)) (policy.Policy, error) {
 	if e.source.ID == "" {
-		return policy.Policy{}, errNoSource
+		return policy.Policy{}, policy.ErrNoSource
 	}
 	if e.destination == "" {
-		return policy.Policy{}, errNoDestination
+		return policy.Policy{}, policy.ErrNoDestination
 	}
 	proto, err := policy.ParseProtocol(e.protocol)
 	if err != nil {

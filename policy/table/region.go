@@ -5,9 +5,12 @@ import (
 	"sync/atomic"
 )
 
+// root is the table's way to a region. Nil: no rule is there.
+type root = atomic.Pointer[region]
+
 // maxDepth is how many bits of the hash there are to pick a shard by. Nothing
-// comes near it: a shard that deep needs 47 keys whose seeded hashes agree in 32
-// bits.
+// comes near it: a shard that deep and full needs 91 keys whose seeded hashes
+// agree in 32 bits.
 const maxDepth = 64 - rootBits - regionShift
 
 // region is one of the root's parts: an extendible hash of its own. Its directory
@@ -20,8 +23,8 @@ type region struct {
 }
 
 func newRegion(depth int) *region {
-	n := 1 << depth
-	return &region{mask: uint64(n - 1), directory: make([]atomic.Pointer[shard], n)}
+	n := uint64(1) << depth
+	return &region{mask: n - 1, directory: make([]atomic.Pointer[shard], n)}
 }
 
 // shard is where the keys with this hash are.
@@ -37,6 +40,9 @@ func (r *region) depth(h uint64) int {
 	}
 	return d
 }
+
+// bit is the last of depth directory bits of h.
+func bit(h uint64, depth int) uint64 { return h >> (regionShift + depth - 1) & 1 }
 
 // buddy is a hash that differs from h in the last of d directory bits.
 func buddy(h uint64, d int) uint64 { return h ^ 1<<(regionShift+d-1) }

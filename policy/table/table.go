@@ -22,57 +22,58 @@ type Rule struct {
 }
 
 const (
-	rootBits = 8
+	rootBits = 6
 	// regionShift puts the bits that pick a shard above those that pick a slot.
 	regionShift = 32
 )
 
 // Table is a set of rules. Its zero value is not usable, see New.
 type Table struct {
-	seedPair, seedProto uint64
-	root                [1 << rootBits]atomic.Pointer[region]
+	seed [2]uint64
+	root [2 << rootBits]root // by protocol, then by hash
 
-	// Written by the writer, on lines of their own: readers of the root must
-	// not lose it to every update.
+	// Written by the writer, on lines of their own: readers must not lose the
+	// root to every update.
 	_          [64]byte
 	rules      atomic.Int64
 	generation atomic.Uint64
 }
 
 // New is an empty table: everything is denied.
-func New() *Table {
-	return &Table{seedPair: rand.Uint64(), seedProto: rand.Uint64()}
+func New() *Table { return &Table{seed: [2]uint64{rand.Uint64(), rand.Uint64() | 1}} }
+
+// askable reports whether a rule between these ends can be at all.
+func askable(src, dst policy.Tag, proto policy.Protocol) bool {
+	return src != policy.NoTag && dst != policy.NoTag && (proto == policy.TCP || proto == policy.UDP)
 }
 
-// pairOf is both tags in one word; 0 is no pair, since NoTag is no end of a rule.
+// pairOf is both tags in one word, never 0 since neither is NoTag.
 func pairOf(src, dst policy.Tag) uint64 { return uint64(src)<<32 | uint64(dst) }
 
-// hash folds the 128-bit product of the two seeded words, so that every bit of
-// the key reaches every bit of the result.
-func (t *Table) hash(pair uint64, proto policy.Protocol) uint64 {
-	hi, lo := bits.Mul64(pair^t.seedPair, uint64(proto)<<56^t.seedProto|1)
+// hash folds two 128-bit products, so that every bit of the pair and of the
+// seed reaches every bit of the result.
+func (t *Table) hash(pair uint64) uint64 {
+	hi, lo := bits.Mul64(pair^t.seed[0], t.seed[1])
 	hi, lo = bits.Mul64(hi^lo, 0x9E3779B97F4A7C15)
 	return hi ^ lo
+}
+
+// region is the root's place for a hash. TCP is 6 and UDP is 17, so one bit
+// tells them apart.
+func (t *Table) region(h uint64, proto policy.Protocol) *root {
+	return &t.root[h>>(64-rootBits)|uint64(proto>>4&1)<<rootBits]
 }
 
 // Lookup reports whether a rule lets src open a flow to dst on that protocol and
 // port. Any goroutine may call it at any time.
 func (t *Table) Lookup(src, dst policy.Tag, proto policy.Protocol, port uint16) bool {
-	if src == policy.NoTag || dst == policy.NoTag {
+	if !askable(src, dst, proto) {
 		return false
 	}
 	pair := pairOf(src, dst)
-	h := t.hash(pair, proto)
-	r := t.root[h>>(64-rootBits)].Load()
-	if r == nil {
-		return false
-	}
-	s := r.shard(h)
-	e := s.find(h, pair, proto)
-	if e.list != 0 {
-		return s.lists[e.list-1].contains(port)
-	}
-	return e.start <= port && port <= e.end && e.pair != 0
+	h := t.hash(pair)
+	r := t.region(h, proto).Load()
+	return r != nil && r.shard(h).allowed(h, pair, port)
 }
 
 // Len is the number of rules. Any goroutine may call it.

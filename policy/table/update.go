@@ -3,8 +3,9 @@ package table
 import "tulle/policy"
 
 // Add puts a rule into the table and reports whether it was not there. When it
-// returns, every lookup that begins sees the rule. A rule with NoTag as an end
-// could match nothing and is not kept: false.
+// returns, every lookup that begins sees the rule. A rule that could match
+// nothing, since NoTag is one of its ends or its protocol is neither TCP nor UDP,
+// is not kept: false.
 //
 // One goroutine at a time may call Add and Remove.
 func (t *Table) Add(r Rule) bool { return t.change(r, true) }
@@ -14,142 +15,157 @@ func (t *Table) Add(r Rule) bool { return t.change(r, true) }
 func (t *Table) Remove(r Rule) bool { return t.change(r, false) }
 
 func (t *Table) change(rule Rule, add bool) bool {
-	if rule.Src == policy.NoTag || rule.Dst == policy.NoTag {
+	if !askable(rule.Src, rule.Dst, rule.Protocol) {
 		return false
 	}
 	pair := pairOf(rule.Src, rule.Dst)
-	h := t.hash(pair, rule.Protocol)
-	r := t.root[h>>(64-rootBits)].Load()
-	if r == nil {
-		r = newRegion(0)
-		r.place(h, 0, new(shard))
+	w := update{table: t, hash: t.hash(pair)}
+	w.at = t.region(w.hash, rule.Protocol)
+	if w.region = w.at.Load(); w.region == nil {
+		w.region = newRegion(0)
+		w.region.place(w.hash, 0, new(shard))
 	}
-	old := r.shard(h)
-	ranges := old.ranges(old.find(h, pair, rule.Protocol))
-	i, found := ranges.place(rule.Ports)
+	old := w.region.shard(w.hash)
+	var ranges spans
+	b, i := old.find(w.hash, pair)
+	if b != nil {
+		ranges = old.spans(b, i)
+	}
+	n, found := ranges.place(rule.Ports)
 	if found == add {
 		return false
 	}
 	if add {
-		ranges = ranges.insert(i, rule.Ports)
+		ranges = ranges.insert(n, rule.Ports)
 		t.rules.Add(1)
 	} else {
-		ranges = ranges.remove(i)
+		ranges = ranges.remove(n)
 		t.rules.Add(-1)
 	}
 
-	changed := entry{hash: h, slot: slot{pair: pair, proto: rule.Protocol}}
-	var scratch [slots]entry
-	entries := t.gather(scratch[:0], old, &changed.slot)
+	changed := entry{hash: w.hash, pair: pair}
+	var scratch [fill + 1]entry
+	entries := t.gather(scratch[:0], old, pair)
 	switch len(ranges) {
 	case 0:
 	case 1:
-		changed.start, changed.end = ranges[0].start, ranges[0].end
+		changed.one = portsOf(policy.PortRange{Start: ranges[0].start, End: ranges[0].end})
 		entries = append(entries, changed)
 	default:
-		changed.ranges = ranges
+		changed.list = ranges
 		entries = append(entries, changed)
 	}
 	if len(entries) > fill {
-		t.split(h, r, entries)
+		w.split(entries)
 	} else {
-		t.replace(h, r, entries)
+		w.replace(entries)
 	}
 	// Only now: whoever reads the new generation finds the new rules.
 	t.generation.Add(1)
 	return true
 }
 
-// gather appends the entries of s, but not the one with skip's key.
-func (t *Table) gather(into []entry, s *shard, skip *slot) []entry {
-	for i := range s.slots {
-		e := &s.slots[i]
-		if e.pair == 0 || skip != nil && e.pair == skip.pair && e.proto == skip.proto {
-			continue
+// gather appends the entries of s, but for the one of the pair skip.
+func (t *Table) gather(into []entry, s *shard, skip uint64) []entry {
+	for at := range s.buckets {
+		b := &s.buckets[at]
+		for i, pair := range b.pairs {
+			if pair == 0 || pair == skip {
+				continue
+			}
+			e := entry{hash: t.hash(pair), pair: pair, one: b.ranges[i]}
+			if b.odd>>i&1 != 0 {
+				e.list = s.lists[b.ranges[i]]
+			}
+			into = append(into, e)
 		}
-		n := entry{slot: *e, hash: t.hash(e.pair, e.proto)}
-		if e.list != 0 {
-			n.ranges = s.lists[e.list-1]
-		}
-		into = append(into, n)
 	}
 	return into
 }
 
-// replace publishes entries in place of the shard at h. Where so few are left
-// that they and the buddy's fill half a shard, the two become one again; memory
+// update is a change of one shard on its way: the one at hash in region, which
+// the table's root has at at.
+type update struct {
+	table  *Table
+	hash   uint64
+	at     *root
+	region *region
+}
+
+// replace publishes entries in the shard's place. Where so few are left that
+// they and the buddy's fill half a shard, the two become one again: memory
 // follows the number of rules down as well as up.
-func (t *Table) replace(h uint64, r *region, entries []entry) {
-	depth := r.depth(h)
+func (w *update) replace(entries []entry) {
+	depth := w.region.depth(w.hash)
 	for depth > 0 {
-		other := buddy(h, depth)
-		s := r.shard(other)
-		if len(entries) > fill/2 || r.depth(other) != depth || len(entries)+s.keys() > fill/2 {
+		other := buddy(w.hash, depth)
+		s := w.region.shard(other)
+		if len(entries) > fill/2 || w.region.depth(other) != depth || len(entries)+s.keys() > fill/2 {
 			break
 		}
-		entries = t.gather(entries, s, nil)
+		entries = w.table.gather(entries, s, 0)
 		depth--
 	}
-	at := &t.root[h>>(64-rootBits)]
 	switch {
-	case len(entries) == 0 && depth == 0:
-		at.Store(nil)
-	case depth == 0: // the whole region in one shard, and a directory of one entry
+	case depth > 0:
+		w.region.place(w.hash, depth, newShard(entries))
+	case len(entries) == 0:
+		w.at.Store(nil)
+	default: // the whole region in one shard, and a directory of one entry
 		next := newRegion(0)
-		next.place(h, 0, newShard(entries))
-		at.Store(next)
-	default:
-		r.place(h, depth, newShard(entries))
+		next.place(w.hash, 0, newShard(entries))
+		w.at.Store(next)
 	}
 }
 
-// split publishes entries, too many for one shard, in place of the shard at h.
-func (t *Table) split(h uint64, r *region, entries []entry) {
-	type part struct {
-		hash  uint64 // of any of its entries
-		depth int
-		shard *shard
-	}
-	var parts []part
-	deepest := 0
-	var halve func(h uint64, depth int, entries []entry)
-	halve = func(h uint64, depth int, entries []entry) {
-		if len(entries) <= fill {
-			parts = append(parts, part{h, depth, newShard(entries)})
-			deepest = max(deepest, depth)
-			return
-		}
-		if depth == maxDepth {
-			panic("policy/table: hashes do not differ")
-		}
-		depth++
-		ones := partition(entries, depth)
-		same := h >> (regionShift + depth - 1) & 1
-		if same == 1 {
-			halve(buddy(h, depth), depth, entries[:ones])
-			halve(h, depth, entries[ones:])
-		} else {
-			halve(h, depth, entries[:ones])
-			halve(buddy(h, depth), depth, entries[ones:])
-		}
-	}
-	halve(h, r.depth(h), entries)
+// part is one of the shards that a full one becomes: that of the keys which
+// agree with hash in depth directory bits.
+type part struct {
+	hash  uint64
+	depth int
+	shard *shard
+}
 
-	next := r.grown(deepest)
+// split publishes entries, too many for one shard, in the shard's place.
+func (w *update) split(entries []entry) {
+	parts := halve(nil, w.hash, w.region.depth(w.hash), entries)
+	deepest := 0
+	for _, p := range parts {
+		deepest = max(deepest, p.depth)
+	}
+	next := w.region.grown(deepest)
 	for _, p := range parts {
 		next.place(p.hash, p.depth, p.shard)
 	}
-	if next != r {
-		t.root[h>>(64-rootBits)].Store(next)
+	if next != w.region {
+		w.at.Store(next)
 	}
 }
 
-// partition moves the entries with the last of d directory bits set behind the
-// others and returns where they begin.
-func partition(entries []entry, d int) int {
+// halve appends the parts that entries make, which agree with h in depth bits:
+// two of them but for the rare case that one half is too full still.
+func halve(parts []part, h uint64, depth int, entries []entry) []part {
+	if len(entries) <= fill {
+		return append(parts, part{h, depth, newShard(entries)})
+	}
+	if depth == maxDepth {
+		panic("policy/table: the hashes of too many keys do not differ")
+	}
+	depth++
+	ones := partition(entries, depth)
+	zero, one := h, buddy(h, depth)
+	if bit(h, depth) == 1 {
+		zero, one = one, zero
+	}
+	return halve(halve(parts, zero, depth, entries[:ones]), one, depth, entries[ones:])
+}
+
+// partition moves the entries whose last of depth directory bits is set behind
+// the others and returns where they begin.
+func partition(entries []entry, depth int) int {
 	ones := len(entries)
 	for i := 0; i < ones; {
-		if entries[i].hash>>(regionShift+d-1)&1 == 0 {
+		if bit(entries[i].hash, depth) == 0 {
 			i++
 			continue
 		}
