@@ -286,3 +286,9 @@ func (t *Table) copy(shard int, number uint32, f *Flow) bool {
 	f.ref = Ref{shard: uint16(shard), number: number, version: version}
 	return r.version.Load() == version
 }
+
+// Alive reports whether the flow is still there.
+func (t *Table) Alive(ref Ref) bool {
+	r := t.at(ref)
+	return r != nil && !r.expired(t.now.Load())
+}

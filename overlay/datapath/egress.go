@@ -1,0 +1,266 @@
+package datapath
+
+import (
+	"errors"
+	"net/netip"
+
+	"tulle/overlay/fib"
+	"tulle/overlay/flow"
+	"tulle/overlay/packet"
+	"tulle/overlay/tun"
+	"tulle/overlay/udp"
+	"tulle/policy"
+)
+
+// egress carries what one container sends, in its own goroutine.
+type egress struct {
+	worker
+	ep    *endpoint
+	buf   []byte // headroom, of which the virtio header is the end, and the packet
+	frags fragments
+}
+
+// route is where an overlay packet goes: to a container of this cell, or a peer.
+type route struct {
+	ep   *endpoint
+	peer *fib.Peer
+	dst  end
+	tag  policy.Tag // the source app's, for the wire
+}
+
+func newEgress(p *Path, ep *endpoint) *egress {
+	w := &egress{ep: ep, buf: make([]byte, virtioAt+tun.MaxRead)}
+	w.p = p
+	w.frames = make([]byte, udp.MaxSend)
+	w.frags.init(p.limits.Fragments/4, p.limits.FragmentBytes/4, &w.c)
+	return w
+}
+
+// run reads the device until it is closed.
+func (w *egress) run() {
+	for {
+		n, err := w.ep.dev.Read(w.buf[virtioAt:])
+		if err != nil {
+			if !errors.Is(err, tun.ErrClosed) {
+				w.p.log.Warn("device cannot be read any more", "addr", w.ep.addr, "error", err)
+			}
+			return
+		}
+		w.read(n)
+	}
+}
+
+// read carries one read of n bytes: counts what becomes of it, and answers.
+func (w *egress) read(n int) {
+	if n < tun.HeaderLen {
+		w.c.drop(BadVirtio)
+		return
+	}
+	p := w.buf[headroom : virtioAt+n]
+	packet.DecodeVirtio(w.buf[virtioAt:], &w.v)
+	r := parse(p, &w.h)
+	if r == Passed && w.v.Check(&w.h, len(p)) != nil {
+		r = BadVirtio
+	}
+	if r == Passed && w.h.Src != w.ep.addr {
+		r = SpoofedSource
+	}
+	if r != Passed {
+		w.c.drop(r)
+		return
+	}
+	w.carry(p[:w.h.TotalLen])
+}
+
+// carry takes a packet whose bytes and source are in order to where it goes.
+func (w *egress) carry(p []byte) {
+	h := &w.h
+	snap := w.p.fib.Load()
+	from := w.p.gateway
+	var r Reason
+	switch {
+	case h.Dst == w.p.resolverAddr && w.p.resolver != nil:
+		from = h.Dst
+		r = w.toResolver(snap, p)
+	case h.Dst == h.Src:
+		r = SpoofedSource // a container's stack keeps what it sends itself
+	case !oneHost(h.Dst, snap.Overlay()):
+		r = Multicast
+	case !snap.Overlay().Contains(h.Dst):
+		r = OutsideOverlay
+	default:
+		r = w.toOverlay(snap, p)
+	}
+	if r != Passed {
+		w.c.drop(r)
+		w.answerHere(w.ep, r, p, from)
+	}
+}
+
+// oneHost is false for multicast, reserved and broadcast addresses.
+func oneHost(a netip.Addr, overlay netip.Prefix) bool {
+	if a.As4()[0] >= 224 {
+		return false
+	}
+	return !overlay.Contains(a) || a != lastAddr(overlay)
+}
+
+// lastAddr is the broadcast address of an IPv4 prefix.
+func lastAddr(p netip.Prefix) netip.Addr {
+	a := p.Addr().As4()
+	for i := p.Bits(); i < 32; i++ {
+		a[i/8] |= 0x80 >> (i % 8)
+	}
+	return netip.AddrFrom4(a)
+}
+
+// toOverlay carries a packet inside the overlay network.
+func (w *egress) toOverlay(snap *fib.Snapshot, p []byte) Reason {
+	h := &w.h
+	own := snap.Local(h.Src)
+	if own == nil || own.Incarnation != w.ep.incarnation {
+		return EndpointGone
+	}
+	src := localEnd(own)
+	to, r := w.route(snap, src.tag)
+	if r != Passed {
+		return r
+	}
+	if h.FragmentOffset != 0 {
+		return w.laterFragment(&to, p)
+	}
+	switch h.Proto {
+	case packet.ProtoTCP, packet.ProtoUDP:
+		var id uint32
+		if to.peer != nil {
+			id = to.peer.ID
+		}
+		r = w.judge(snap, &src, &to.dst, id)
+	case packet.ProtoICMP:
+		r = w.judgeICMP(p, snap, to.peer)
+	default:
+		r = NotAllowedProtocol
+	}
+	if h.MoreFragments {
+		return w.firstFragment(&to, p, r)
+	}
+	if r != Passed {
+		return r
+	}
+	return w.forward(&to, p)
+}
+
+// route finds the destination. tag is the source app's.
+func (w *egress) route(snap *fib.Snapshot, tag policy.Tag) (route, Reason) {
+	local, remote, peer := snap.Lookup(w.h.Dst)
+	to := route{tag: tag}
+	switch {
+	case local != nil:
+		to.ep = w.p.device(local)
+		to.dst = localEnd(local)
+		if to.ep == nil {
+			return to, NoEndpoint
+		}
+	case w.h.Dst == w.p.gateway || peer != nil && isGateway(peer, w.h.Dst):
+		return to, CellAddress
+	case snap.Self().Contains(w.h.Dst):
+		return to, NoEndpoint
+	case peer == nil:
+		return to, NoRoute
+	case remote != nil:
+		to.peer = peer
+		to.dst = end{tag: remote.Tag, incarnation: remote.Incarnation, slot: flow.NoSlot}
+	case peer.Kind == fib.Silk:
+		to.peer = peer
+		to.dst = end{slot: flow.NoSlot, anyone: true}
+	default:
+		return to, NoEndpoint
+	}
+	return to, Passed
+}
+
+// forward sends the judged packet p, which lies behind the headroom in w.buf, and
+// counts it. This cell is one hop.
+func (w *egress) forward(to *route, p []byte) Reason {
+	if w.p.mtu != 0 && to.peer != nil {
+		if r := w.fit(p); r != Passed {
+			return r
+		}
+	}
+	if !packet.DecrementTTL(p) {
+		return TTLExpired
+	}
+	var r Reason
+	switch {
+	case to.ep != nil:
+		// The super-packet as it was read; the virtio header before it was checked.
+		r = w.write(to.ep, w.buf[virtioAt:headroom+len(p)])
+	case w.v.GSOType == packet.GSONone:
+		packet.CompleteChecksum(p, &w.h, &w.v)
+		r = w.seal(to.peer, to.tag, w.buf[:headroom+len(p)])
+	default:
+		r = w.sealSegments(to.peer, to.tag, p)
+	}
+	if r == Passed {
+		w.c.pass(len(p))
+	}
+	return r
+}
+
+// fit holds the packet against the MTU of the way to other cells. Segments of a
+// TCP super-packet may become smaller, nothing else may.
+func (w *egress) fit(p []byte) Reason {
+	if w.v.GSOType == packet.GSONone {
+		if len(p) > w.p.mtu {
+			return TooBig
+		}
+		return Passed
+	}
+	headers := w.h.HeaderLen + w.h.L4Len
+	if headers+min(int(w.v.GSOSize), w.h.PayloadLen) <= w.p.mtu {
+		return Passed
+	}
+	if w.h.Proto != packet.ProtoTCP || headers >= w.p.mtu {
+		return TooBig
+	}
+	w.v.GSOSize = uint16(w.p.mtu - headers)
+	if packet.Segments(&w.h, &w.v) > packet.MaxFrames {
+		return TooBig
+	}
+	return Passed
+}
+
+// firstFragment forwards the fragment with the transport header, under the
+// verdict r, and the later ones that came before it.
+func (w *egress) firstFragment(to *route, p []byte, r Reason) Reason {
+	held, fr := w.frags.first(&w.h, w.p.flows.Now(), w.verdict, r == Passed && w.recorded)
+	if r != Passed {
+		return r
+	}
+	if fr != Passed {
+		return fr
+	}
+	r = w.forward(to, p)
+	for _, b := range held {
+		n := copy(w.buf[headroom:], b)
+		if parse(w.buf[headroom:headroom+n], &w.h) != Passed {
+			continue
+		}
+		if r := w.forward(to, w.buf[headroom:headroom+n]); r != Passed {
+			w.c.drop(r)
+		}
+	}
+	return r
+}
+
+// laterFragment forwards a fragment under the verdict about its first.
+func (w *egress) laterFragment(to *route, p []byte) Reason {
+	switch what, r := w.frags.later(&w.h, p, w.p.flows); what {
+	case forwardIt:
+		return w.forward(to, p)
+	case holdIt:
+		return Passed
+	default:
+		return r
+	}
+}

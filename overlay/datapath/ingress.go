@@ -1,0 +1,252 @@
+package datapath
+
+import (
+	"errors"
+
+	"tulle/overlay/fib"
+	"tulle/overlay/flow"
+	"tulle/overlay/packet"
+	"tulle/overlay/udp"
+	"tulle/policy"
+)
+
+// batchLen is how many messages one receive takes; each may be up to 64 segments.
+const batchLen = 8
+
+// ingress carries what peers send, in one goroutine.
+type ingress struct {
+	worker
+	batch []udp.Message
+	join  *packet.Coalescer
+	// to is the device of each group of join, whose packets lie in batch until flush.
+	to    [packet.MaxGroups]*endpoint
+	frags fragments
+}
+
+func newIngress(p *Path) *ingress {
+	w := &ingress{batch: make([]udp.Message, batchLen), join: packet.NewCoalescer()}
+	w.p = p
+	for i := range w.batch {
+		w.batch[i].Buf = make([]byte, 65535)
+	}
+	w.frags.init(p.limits.Fragments, p.limits.FragmentBytes, &w.c)
+	return w
+}
+
+// run receives until the socket is closed.
+func (w *ingress) run() {
+	for {
+		n, err := w.p.conn.Receive(w.batch)
+		if err != nil {
+			if !errors.Is(err, udp.ErrClosed) {
+				w.p.log.Error("tunnel socket cannot be read any more", "error", err)
+			}
+			return
+		}
+		w.receive(w.batch[:n])
+	}
+}
+
+// receive carries one batch, all of it under the same snapshot.
+func (w *ingress) receive(batch []udp.Message) {
+	snap := w.p.fib.Load()
+	started := w.p.started.Load()
+	for i := range batch {
+		m := &batch[i]
+		peer := snap.PeerByUnderlay(m.From)
+		for b := m.Buf[:m.N]; len(b) > 0; {
+			n := len(b)
+			if m.Segment > 0 {
+				n = min(n, m.Segment)
+			}
+			w.datagram(snap, started, peer, b[:n])
+			b = b[n:]
+		}
+	}
+	w.flush()
+}
+
+// datagram carries one frame: counts what becomes of it, and answers.
+func (w *ingress) datagram(snap *fib.Snapshot, started bool, peer *fib.Peer, b []byte) {
+	switch {
+	case !started:
+		w.c.drop(NotStarted)
+		return
+	case peer == nil:
+		w.c.drop(UnknownPeer)
+		return
+	}
+	p, tag, r := w.open(peer, b)
+	if r == Passed {
+		r = w.carry(snap, peer, p, tag)
+	}
+	if r != Passed {
+		w.c.drop(r)
+		if replies[r] != silence && w.sourceKnown(peer) {
+			w.answerPeer(peer, r, p)
+		}
+	}
+}
+
+// sourceKnown reports whether the packet in w.h has a source that may be answered:
+// a container's, in the peer's lease.
+func (w *ingress) sourceKnown(peer *fib.Peer) bool {
+	return peer.Subnet.Contains(w.h.Src) && !isGateway(peer, w.h.Src)
+}
+
+// carry takes a peer's packet to where it goes. Faults of the peer are silent
+// drops; so is all that comes from the peer itself and is not an error of ours.
+func (w *ingress) carry(snap *fib.Snapshot, peer *fib.Peer, p []byte, tag policy.Tag) Reason {
+	h := &w.h
+	if !peer.Subnet.Contains(h.Src) {
+		return OutsideLease
+	}
+	if !w.p.self.Contains(h.Dst) {
+		return NotOurs
+	}
+	src, r := w.identify(snap, peer, tag)
+	if r != Passed {
+		return r
+	}
+	local := snap.Local(h.Dst)
+	if isGateway(peer, h.Src) {
+		return w.fromGateway(snap, peer, local, p)
+	}
+	if h.Dst == w.p.gateway {
+		return CellAddress
+	}
+	if local == nil {
+		return NoEndpoint
+	}
+	e := w.p.device(local)
+	if e == nil {
+		return NoEndpoint
+	}
+	if h.FragmentOffset != 0 {
+		return w.laterFragment(e, p)
+	}
+	switch h.Proto {
+	case packet.ProtoTCP, packet.ProtoUDP:
+		dst := localEnd(local)
+		r = w.judge(snap, &src, &dst, peer.ID)
+	case packet.ProtoICMP:
+		r = w.judgeICMP(p, snap, peer)
+	default:
+		r = NotAllowedProtocol
+	}
+	if h.MoreFragments {
+		return w.firstFragment(e, p, r)
+	}
+	if r != Passed {
+		return r
+	}
+	return w.forward(e, p)
+}
+
+// identify says who sent the packet. A Tulle peer's container is known, and its
+// tag must be; an unknown one, or an untagged packet, has no identity and passes
+// by a flow or not at all. A silk peer's tag is taken as it is.
+func (w *ingress) identify(snap *fib.Snapshot, peer *fib.Peer, tag policy.Tag) (end, Reason) {
+	src := end{slot: flow.NoSlot}
+	if peer.Kind == fib.Silk {
+		src.tag = tag
+		return src, Passed
+	}
+	_, remote, _ := snap.Lookup(w.h.Src)
+	if remote == nil || remote.Peer.ID != peer.ID {
+		return src, Passed
+	}
+	src.incarnation = remote.Incarnation
+	if tag != policy.NoTag && remote.Tag != policy.NoTag {
+		if tag != remote.Tag {
+			return src, WrongTag
+		}
+		src.tag = tag
+	}
+	return src, Passed
+}
+
+// fromGateway takes from a peer itself only ICMP errors that quote a flow of ours.
+func (w *ingress) fromGateway(snap *fib.Snapshot, peer *fib.Peer, local *fib.Local, p []byte) Reason {
+	if local == nil || w.h.IsFragment() || !w.h.IsICMPError() {
+		return OutsideLease
+	}
+	e := w.p.device(local)
+	if e == nil {
+		return OutsideLease
+	}
+	if r := w.judgeICMP(p, snap, peer); r != Passed {
+		return ICMPUnrelated
+	}
+	return w.forward(e, p)
+}
+
+// forward puts the judged packet among those that flush writes. This cell is one
+// hop.
+func (w *ingress) forward(e *endpoint, p []byte) Reason {
+	if !packet.DecrementTTL(p) {
+		return TTLExpired
+	}
+	w.join.UDP = e.udpOffload
+	g, joined := w.join.Add(p, &w.h)
+	if g == packet.Full {
+		w.flush()
+		g, joined = w.join.Add(p, &w.h)
+	}
+	if !joined {
+		w.to[g] = e
+	}
+	return Passed
+}
+
+// flush writes the packets that were judged, joined where they can be, each with
+// one call.
+func (w *ingress) flush() {
+	for g := range w.join.Len() {
+		pieces := w.join.Pieces(g)
+		length := -packet.VirtioLen
+		for _, b := range pieces {
+			length += len(b)
+		}
+		if err := w.to[g].dev.Write(pieces...); err != nil {
+			w.c.drop(DeviceWrite)
+		} else {
+			w.c.pass(length)
+		}
+		w.to[g] = nil
+	}
+	w.join.Reset()
+}
+
+// firstFragment is egress's, the other way.
+func (w *ingress) firstFragment(e *endpoint, p []byte, r Reason) Reason {
+	held, fr := w.frags.first(&w.h, w.p.flows.Now(), w.verdict, r == Passed && w.recorded)
+	if r != Passed {
+		return r
+	}
+	if fr != Passed {
+		return fr
+	}
+	r = w.forward(e, p)
+	for _, b := range held {
+		if parse(b, &w.h) != Passed {
+			continue
+		}
+		if r := w.forward(e, b); r != Passed {
+			w.c.drop(r)
+		}
+	}
+	return r
+}
+
+// laterFragment is egress's, the other way.
+func (w *ingress) laterFragment(e *endpoint, p []byte) Reason {
+	switch what, r := w.frags.later(&w.h, p, w.p.flows); what {
+	case forwardIt:
+		return w.forward(e, p)
+	case holdIt:
+		return Passed
+	default:
+		return r
+	}
+}

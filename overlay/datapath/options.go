@@ -1,0 +1,94 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"tulle/overlay/fib"
+	"tulle/overlay/flow"
+	"tulle/overlay/udp"
+	"tulle/policy/table"
+)
+
+// Options is what a Path is made of. FIB, Policies, Conn and Log must be there.
+type Options struct {
+	// VNI of the overlay network; 0 is 1, as silk has it.
+	VNI uint32
+	// MTU is the longest inner IPv4 packet sent to a peer, in bytes. A longer one
+	// is answered with ICMP "fragmentation needed", a longer TCP super-packet
+	// split smaller. 0: whatever the socket takes.
+	MTU int
+	// Conn is the VXLAN socket. The Path closes it.
+	Conn udp.Conn
+	// FIB tells who is where, the overlay network and the own lease. Containers of
+	// this cell are entered and taken out by Attach and Detach alone; tags and all
+	// of other cells by the daemon.
+	FIB *fib.Table
+	// Policies has the rules between apps.
+	Policies *table.Table
+	// Reach has what stands in for the far app's tag where nobody tells it (silk
+	// peers' containers): a rule (app, table.Any) for each policy whose source is
+	// app, and (table.Any, app) for each whose destination is app; the latter lets
+	// an app's replies be picked up after a restart. nil: none.
+	Reach *table.Table
+	// Resolver is given a copy of each DNS query that a container sends to
+	// ResolverAddr, and answers with Path.Reply. It must not block. nil: no resolver.
+	Resolver     func(ep *fib.Local, src netip.AddrPort, query []byte)
+	ResolverAddr netip.Addr
+	Limits       Limits
+	// Ticks drives the Path's clock, once a second; nil: a ticker of its own. A
+	// test gives a channel that nothing is sent on, and calls Tick.
+	Ticks <-chan time.Time
+	Log   *slog.Logger
+}
+
+// Limits bound what others can make the Path keep or send.
+type Limits struct {
+	Flow flow.Limits
+	// Answers is how many ICMP errors one source address is sent a second. 0: 100.
+	Answers int
+	// Fragments is how many incomplete datagrams ingress keeps, egress a quarter
+	// of it for each container; one source may have a quarter of either. 0: 1024.
+	Fragments int
+	// FragmentBytes bounds, likewise, fragments that wait for their first. 0: 1 MiB.
+	FragmentBytes int
+}
+
+// ErrOptions is the kind of every error about Options.
+var ErrOptions = errors.New("options of the data path")
+
+func (o *Options) complete() error {
+	var missing string
+	switch {
+	case o.Conn == nil:
+		missing = "Conn"
+	case o.FIB == nil:
+		missing = "FIB"
+	case o.Policies == nil:
+		missing = "Policies"
+	case o.Log == nil:
+		missing = "Log"
+	}
+	if missing != "" {
+		return fmt.Errorf("%w: %s is missing", ErrOptions, missing)
+	}
+	if o.Reach == nil {
+		o.Reach = table.New()
+	}
+	if o.VNI == 0 {
+		o.VNI = 1
+	}
+	if o.Limits.Answers <= 0 {
+		o.Limits.Answers = 100
+	}
+	if o.Limits.Fragments <= 0 {
+		o.Limits.Fragments = 1024
+	}
+	if o.Limits.FragmentBytes <= 0 {
+		o.Limits.FragmentBytes = 1 << 20
+	}
+	return nil
+}

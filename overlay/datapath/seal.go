@@ -1,0 +1,84 @@
+package datapath
+
+import (
+	"tulle/overlay/fib"
+	"tulle/overlay/packet"
+	"tulle/overlay/udp"
+	"tulle/overlay/vxlan"
+	"tulle/policy"
+)
+
+// This is the one place where a packet becomes a peer's frame, and where a frame
+// becomes a peer's packet again; each mode that a peer may have is a case here.
+
+// seal sends the packet behind the headroom of b to a peer. b is rewritten.
+func (w *worker) seal(peer *fib.Peer, tag policy.Tag, b []byte) Reason {
+	if peer.Mode != fib.VXLAN {
+		return WrongMode
+	}
+	w.header(peer, tag)
+	w.frame.Encode(b)
+	return w.send(peer.Underlay, b, 0)
+}
+
+// sealSegments splits the super-packet p, parsed and checked into w.h and w.v,
+// straight into frames of equal length and sends them, as many as one call takes.
+func (w *worker) sealSegments(peer *fib.Peer, tag policy.Tag, p []byte) Reason {
+	if peer.Mode != fib.VXLAN {
+		return WrongMode
+	}
+	w.header(peer, tag)
+	n := packet.Segments(&w.h, &w.v)
+	each := headroom + w.h.HeaderLen + w.h.L4Len + min(int(w.v.GSOSize), w.h.PayloadLen)
+	most := min(udp.MaxSegments, udp.MaxSend/each)
+	if most == 0 {
+		return TooBig
+	}
+	for i := 0; i < n; {
+		b := w.frames
+		length := 0
+		for last := min(i+most, n); i < last; i++ {
+			w.frame.Encode(b[length:])
+			length += headroom
+			length += packet.Split(b[length:], p, &w.h, &w.v, i)
+		}
+		if r := w.send(peer.Underlay, b[:length], each); r != Passed {
+			return r
+		}
+	}
+	return Passed
+}
+
+// header fills w.frame for a peer.
+func (w *worker) header(peer *fib.Peer, tag policy.Tag) {
+	if tag > policy.MaxTag {
+		tag = policy.NoTag
+	}
+	w.frame = vxlan.Frame{
+		GroupID: uint16(tag), VNI: w.p.vni,
+		DstMAC: vxlan.MACFor(peer.Gateway()), SrcMAC: w.p.mac,
+	}
+}
+
+// open takes a peer's datagram apart: the packet in it, parsed into w.h, and the
+// tag it came with.
+func (w *worker) open(peer *fib.Peer, b []byte) ([]byte, policy.Tag, Reason) {
+	if peer.Mode != fib.VXLAN {
+		return nil, 0, WrongMode
+	}
+	inner, err := vxlan.Decode(b, &w.frame)
+	if err != nil {
+		return nil, 0, BadFrame
+	}
+	switch {
+	case w.frame.VNI != w.p.vni:
+		return nil, 0, WrongVNI
+	case w.frame.DstMAC != w.p.mac:
+		return nil, 0, WrongMAC
+	}
+	if r := parse(inner, &w.h); r != Passed {
+		return nil, 0, r
+	}
+	// What lies behind the packet is Ethernet's padding.
+	return inner[:w.h.TotalLen], policy.Tag(w.frame.GroupID), Passed
+}

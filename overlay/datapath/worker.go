@@ -1,0 +1,92 @@
+package datapath
+
+import (
+	"net/netip"
+
+	"tulle/overlay/flow"
+	"tulle/overlay/packet"
+	"tulle/overlay/tun"
+	"tulle/overlay/udp"
+	"tulle/overlay/vxlan"
+)
+
+// headroom is what lies before a packet in every buffer here: room for the
+// headers of the tunnel, or for a virtio header right before the packet. So a
+// packet goes either way from where it was read or built.
+const (
+	headroom = vxlan.Overhead
+	virtioAt = headroom - tun.HeaderLen
+)
+
+// worker is the scratch of one goroutine. What the stages fill lies here and not
+// on their stacks, from where the calls through interfaces would move it to the heap.
+type worker struct {
+	p *Path
+	c counters
+
+	h, quoted packet.Header
+	v         packet.Virtio
+	frame     vxlan.Frame
+	key       flow.Key
+	flow      flow.Flow
+	seg       flow.Segment
+	// verdict is the record under which the last packet passed; recorded says that
+	// there is one.
+	verdict  flow.Ref
+	recorded bool
+
+	frames []byte                            // of one Send
+	answer [headroom + packet.MaxAnswer]byte // one answer, its packet behind the headroom
+	piece  [1][]byte
+}
+
+func newWorker(p *Path) *worker {
+	return &worker{p: p}
+}
+
+// write gives a device b, a virtio header and a packet, in one piece.
+func (w *worker) write(e *endpoint, b []byte) Reason {
+	w.piece[0] = b
+	err := e.dev.Write(w.piece[:]...)
+	w.piece[0] = nil
+	if err != nil {
+		return DeviceWrite
+	}
+	return Passed
+}
+
+// parse is packet.Parse with the error as a reason.
+func parse(b []byte, h *packet.Header) Reason {
+	switch err := packet.Parse(b, h); err {
+	case nil:
+	case packet.ErrVersion:
+		return NotIPv4
+	case packet.ErrFragment:
+		return TinyFragment
+	case packet.ErrTransport:
+		if h.MoreFragments {
+			return TinyFragment
+		}
+		return BadPacket
+	default:
+		return BadPacket
+	}
+	// A first fragment without a whole transport header; TCP's with options is
+	// held to be whole by Parse.
+	if h.HasOptions {
+		return IPOptions
+	}
+	return Passed
+}
+
+// send is one datagram train to a peer.
+func (w *worker) send(to netip.AddrPort, b []byte, segment int) Reason {
+	switch err := w.p.conn.Send(to, b, segment); err {
+	case nil:
+		return Passed
+	case udp.ErrMessageSize:
+		return TooBig
+	default:
+		return SendError
+	}
+}
