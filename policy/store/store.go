@@ -86,7 +86,8 @@ type Store interface {
 	// nothing and is answered with what stands. ErrNotFound without a lease,
 	// ErrConflict when the generation is not the lease's.
 	SetEndpoints(ctx context.Context, cell string, r api.EndpointsRequest) (api.EndpointsResponse, error)
-	Endpoints(ctx context.Context) ([]api.Endpoint, error)
+	// Endpoints lists all, by cell and container, with the revision they were read at.
+	Endpoints(ctx context.Context) (api.Endpoints, error)
 
 	// Apps is the registry, by org, space and name.
 	Apps(ctx context.Context) ([]App, error)

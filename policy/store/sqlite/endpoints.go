@@ -156,9 +156,15 @@ func key(e api.Endpoint) api.EndpointKey {
 	return api.EndpointKey{Cell: e.Cell, Container: e.Container, Address: e.Address, Generation: e.Generation, Incarnation: e.Incarnation}
 }
 
-func (d *db) Endpoints(ctx context.Context) ([]api.Endpoint, error) {
-	es, err := listEndpoints(ctx, d.reader, "")
-	return es, d.fail("read endpoints", err)
+func (d *db) Endpoints(ctx context.Context) (es api.Endpoints, err error) {
+	err = d.view(ctx, "read endpoints", func(t *sql.Tx) error {
+		if err := t.QueryRowContext(ctx, `SELECT revision FROM meta`).Scan(&es.Revision); err != nil {
+			return err
+		}
+		es.Endpoints, err = listEndpoints(ctx, t, "")
+		return err
+	})
+	return es, err
 }
 
 // listEndpoints lists one cell's endpoints, or with an empty name all.

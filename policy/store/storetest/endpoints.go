@@ -71,7 +71,7 @@ var endpointTests = map[string]func(*testing.T, Open){
 		f.reopen()
 		all, err := f.Endpoints(t.Context())
 		f.must(err)
-		same(t, "stored", all, []api.Endpoint{as(x), as(y)})
+		same(t, "stored", all, api.Endpoints{Endpoints: []api.Endpoint{as(x), as(y)}, Revision: f.state().Revision})
 		same(t, "all go", set(), []api.Delta{{EndpointsRemoved: []api.EndpointKey{key(x), key(y)}}})
 	},
 	"an older list changes nothing": func(t *testing.T, open Open) {

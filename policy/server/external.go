@@ -1,0 +1,108 @@
+package server
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/gorilla/mux"
+
+	"tulle/policy/api"
+	"tulle/policy/auth"
+)
+
+// route is one method of one path. Version is the API's version in the path, or
+// "" where the path has none.
+type route struct {
+	method, path, name string
+	handle             handler
+}
+
+// external is the external API's router.
+func (s *Server) external() http.Handler {
+	policies := []auth.Scope{auth.Admin, auth.Write}
+	admin := []auth.Scope{auth.Admin}
+	routes := []route{
+		{http.MethodGet, "/", "uptime", s.uptime},
+		{http.MethodGet, "/networking", "uptime", s.uptime},
+		{http.MethodGet, "/health", "health", s.health},
+		{http.MethodGet, api.PathWhoami, "whoami", versioned(s.authorised(s.whoami, admin...))},
+		{http.MethodPost, api.PathPolicies, "create_policies", versioned(s.authorised(s.createPolicies, policies...))},
+		{http.MethodGet, api.PathPolicies, "list_policies", versioned(s.authorised(s.listPolicies, policies...))},
+		{http.MethodPost, api.PathDelete, "delete_policies", versioned(s.authorised(s.deletePolicies, policies...))},
+		{http.MethodPost, api.PathCleanup, "cleanup", versioned(s.authorised(s.cleanup, admin...))},
+		{http.MethodGet, api.PathTags, "tags", versioned(s.authorised(s.tags, admin...))},
+		{http.MethodGet, api.PathApps, "apps", s.authorised(s.apps, policies...)},
+		{http.MethodGet, api.PathCells, "cells", s.authorised(s.cells, policies...)},
+		{http.MethodGet, api.PathAllEndpoints, "endpoints", s.authorised(s.endpoints, policies...)},
+	}
+	var paths []string
+	methods := map[string][]string{}
+	for _, r := range routes {
+		if methods[r.path] == nil {
+			paths = append(paths, r.path)
+		}
+		methods[r.path] = append(methods[r.path], r.method)
+	}
+	for _, path := range paths {
+		methods[path] = append(methods[path], http.MethodOptions)
+		routes = append(routes, route{http.MethodOptions, path, "options", preflight(methods[path])})
+	}
+
+	// Paths match exactly as they come; the original cleans and redirects none.
+	router := mux.NewRouter().SkipClean(true)
+	for _, r := range routes {
+		router.Methods(r.method).Path(r.path).Handler(s.dress(r.name, r.handle))
+	}
+	// Behind all others, so it takes the methods that are left.
+	for _, path := range paths {
+		router.Path(path).Handler(s.instrument("external", "method_not_allowed", notAllowed(methods[path])))
+	}
+	router.NotFoundHandler = s.instrument("external", "not_found", http.NotFoundHandler())
+	return router
+}
+
+func notAllowed(methods []string) http.Handler {
+	allow := strings.Join(methods, ", ")
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Allow", allow)
+		http.Error(w, "Method Not Allowed", http.StatusMethodNotAllowed)
+	})
+}
+
+// versioned refuses versions that are not served, before anything else looks at
+// the request.
+func versioned(h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if _, err := api.ParseVersion(mux.Vars(r)["version"]); err != nil {
+			return refuse(http.StatusNotAcceptable, err.Error(), nil)
+		}
+		return h(w, r)
+	}
+}
+
+// version is the request's; versioned has checked it.
+func version(r *http.Request) api.Version { return api.Version(mux.Vars(r)["version"]) }
+
+func (s *Server) uptime(w http.ResponseWriter, _ *http.Request) error {
+	_, err := fmt.Fprintf(w, "Network policy server, up for %v\n", time.Since(s.started))
+	return ignoreGone(err)
+}
+
+func (s *Server) health(_ http.ResponseWriter, r *http.Request) error {
+	if err := s.store.Ping(r.Context()); err != nil {
+		return refuse(http.StatusInternalServerError, "check database failed", err)
+	}
+	return nil
+}
+
+// write sends a body that is complete.
+func write(w http.ResponseWriter, body []byte) error {
+	_, err := w.Write(body)
+	return ignoreGone(err)
+}
+
+// ignoreGone drops the error of writing to a client: it has gone, and its
+// answer with it.
+func ignoreGone(error) error { return nil }

@@ -1,0 +1,147 @@
+package server
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"strings"
+
+	"tulle/policy"
+	"tulle/policy/api"
+	"tulle/policy/auth"
+	"tulle/policy/store"
+)
+
+// The handlers of the networking API. Order of checks, statuses and texts are
+// the original's (reference: policy-api, 4.3 and 2.1). No handler of it names a
+// Content-Type, so that Go finds the original's text/plain.
+
+func (s *Server) createPolicies(w http.ResponseWriter, r *http.Request) error {
+	ps, err := decodePolicies(r, "failed reading request body")
+	if err != nil {
+		return err
+	}
+	identity, _ := auth.FromContext(r.Context())
+	if !identity.IsAdmin() {
+		if err := s.checkQuota(r, ps); err != nil {
+			return err
+		}
+	}
+	revision, err := s.store.AddPolicies(r.Context(), ps)
+	if err != nil {
+		return refuse(http.StatusInternalServerError, "database create failed", err)
+	}
+	s.log.Info("policies created", "by", identity.Name, "policies", len(ps), "revision", revision)
+	return write(w, []byte("{}"))
+}
+
+func (s *Server) deletePolicies(w http.ResponseWriter, r *http.Request) error {
+	ps, err := decodePolicies(r, "invalid request body")
+	if err != nil {
+		return err
+	}
+	revision, err := s.store.RemovePolicies(r.Context(), ps)
+	if err != nil {
+		return refuse(http.StatusInternalServerError, "database delete failed", err)
+	}
+	identity, _ := auth.FromContext(r.Context())
+	s.log.Info("policies deleted", "by", identity.Name, "policies", len(ps), "revision", revision)
+	return write(w, []byte("{}"))
+}
+
+func decodePolicies(r *http.Request, unreadable string) ([]policy.Policy, error) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return nil, refuse(http.StatusBadRequest, unreadable, err)
+	}
+	ps, err := version(r).DecodePolicies(body)
+	if err != nil {
+		return nil, refuse(http.StatusBadRequest, err.Error(), nil)
+	}
+	return ps, nil
+}
+
+// checkQuota counts, for each app of the request, the policies it is the source
+// of: those that are stored and those that are asked for. As with the original,
+// a policy that is there already or stands twice counts again.
+func (s *Server) checkQuota(r *http.Request, ps []policy.Policy) error {
+	count := map[policy.AppID]int{}
+	for _, p := range ps {
+		count[p.Source]++
+		count[p.Destination] += 0
+	}
+	apps := make([]policy.AppID, 0, len(count))
+	for app := range count {
+		apps = append(apps, app)
+	}
+	stored, err := s.store.Policies(r.Context(), store.Filter{Sources: apps})
+	if err != nil {
+		return refuse(http.StatusInternalServerError, "check quota failed", err)
+	}
+	for _, p := range stored {
+		count[p.Source]++
+	}
+	for _, n := range count {
+		if n > s.options.MaxPolicies {
+			return refuse(http.StatusForbidden, "policy quota exceeded", nil)
+		}
+	}
+	return nil
+}
+
+func (s *Server) listPolicies(w http.ResponseWriter, r *http.Request) error {
+	query := r.URL.Query()
+	apps := func(name string) []policy.AppID {
+		values, given := query[name]
+		if !given {
+			return nil
+		}
+		ids := []policy.AppID{}
+		for _, id := range strings.Split(values[0], ",") {
+			ids = append(ids, policy.AppID(id))
+		}
+		return ids
+	}
+	ps, err := s.store.Policies(r.Context(), store.Filter{
+		IDs: apps("id"), Sources: apps("source_id"), Destinations: apps("dest_id"),
+	})
+	if err != nil {
+		return refuse(http.StatusInternalServerError, "database read failed", err)
+	}
+	body, err := version(r).EncodePolicies(ps)
+	if err != nil {
+		return refuse(http.StatusInternalServerError, "map policy as bytes failed", err)
+	}
+	return write(w, body)
+}
+
+// cleanup answers with the policies it deleted: those of apps that are gone. Who
+// knows that is the Cloud Controller; without one no app is ever gone.
+func (s *Server) cleanup(w http.ResponseWriter, _ *http.Request) error {
+	body, err := api.V1.EncodePolicies(nil)
+	if err != nil {
+		return refuse(http.StatusInternalServerError, "map policy as bytes failed", err)
+	}
+	return write(w, body)
+}
+
+func (s *Server) tags(w http.ResponseWriter, r *http.Request) error {
+	tags, err := s.store.Tags(r.Context())
+	if err != nil {
+		return refuse(http.StatusInternalServerError, "database read failed", err)
+	}
+	return writeMarshalled(w, api.NewTags(tags))
+}
+
+func (s *Server) whoami(w http.ResponseWriter, r *http.Request) error {
+	identity, _ := auth.FromContext(r.Context())
+	return writeMarshalled(w, api.Whoami{Subject: identity.Name})
+}
+
+func writeMarshalled(w http.ResponseWriter, v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return refuse(http.StatusInternalServerError, "marshaling response failed", err)
+	}
+	return write(w, body)
+}

@@ -1,0 +1,112 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"tulle/policy"
+	"tulle/policy/api"
+	"tulle/policy/store"
+)
+
+// timedStore tells a meter how long the operations of a store take.
+type timedStore struct {
+	store.Store // what is not timed: Epoch, Changed, Close
+	meter       Meter
+}
+
+func observe[T any](t *timedStore, operation string, f func() (T, error)) (T, error) {
+	start := time.Now()
+	v, err := f()
+	result := "ok"
+	switch {
+	case err == nil:
+	case errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrNoLease),
+		errors.Is(err, store.ErrCompacted), errors.Is(err, store.ErrTagsExhausted), errors.Is(err, context.Canceled):
+		result = "refused"
+	default:
+		result = "error"
+	}
+	t.meter.Operation(operation, result, time.Since(start))
+	return v, err
+}
+
+// nothing is for operations that return only an error.
+type nothing struct{}
+
+func (t *timedStore) State(ctx context.Context) (*store.State, error) {
+	return observe(t, "state", func() (*store.State, error) { return t.Store.State(ctx) })
+}
+
+func (t *timedStore) Changes(ctx context.Context, after api.Revision, limit int) ([]api.Delta, error) {
+	return observe(t, "changes", func() ([]api.Delta, error) { return t.Store.Changes(ctx, after, limit) })
+}
+
+func (t *timedStore) AddPolicies(ctx context.Context, ps []policy.Policy) (api.Revision, error) {
+	return observe(t, "add_policies", func() (api.Revision, error) { return t.Store.AddPolicies(ctx, ps) })
+}
+
+func (t *timedStore) RemovePolicies(ctx context.Context, ps []policy.Policy) (api.Revision, error) {
+	return observe(t, "remove_policies", func() (api.Revision, error) { return t.Store.RemovePolicies(ctx, ps) })
+}
+
+func (t *timedStore) Policies(ctx context.Context, f store.Filter) ([]policy.Policy, error) {
+	return observe(t, "policies", func() ([]policy.Policy, error) { return t.Store.Policies(ctx, f) })
+}
+
+func (t *timedStore) Tags(ctx context.Context) ([]api.AppTag, error) {
+	return observe(t, "tags", func() ([]api.AppTag, error) { return t.Store.Tags(ctx) })
+}
+
+func (t *timedStore) LastUpdated(ctx context.Context) (time.Time, error) {
+	return observe(t, "last_updated", func() (time.Time, error) { return t.Store.LastUpdated(ctx) })
+}
+
+func (t *timedStore) Lease(ctx context.Context, cell string, r api.LeaseRequest) (api.Lease, error) {
+	return observe(t, "lease", func() (api.Lease, error) { return t.Store.Lease(ctx, cell, r) })
+}
+
+func (t *timedStore) ReleaseLease(ctx context.Context, cell string) error {
+	_, err := observe(t, "release_lease", func() (nothing, error) { return nothing{}, t.Store.ReleaseLease(ctx, cell) })
+	return err
+}
+
+func (t *timedStore) Expire(ctx context.Context) (time.Time, error) {
+	return observe(t, "expire", func() (time.Time, error) { return t.Store.Expire(ctx) })
+}
+
+func (t *timedStore) AddPeer(ctx context.Context, p api.Peer) error {
+	_, err := observe(t, "add_peer", func() (nothing, error) { return nothing{}, t.Store.AddPeer(ctx, p) })
+	return err
+}
+
+func (t *timedStore) RemovePeer(ctx context.Context, name string) error {
+	_, err := observe(t, "remove_peer", func() (nothing, error) { return nothing{}, t.Store.RemovePeer(ctx, name) })
+	return err
+}
+
+func (t *timedStore) Cells(ctx context.Context) ([]store.Cell, error) {
+	return observe(t, "cells", func() ([]store.Cell, error) { return t.Store.Cells(ctx) })
+}
+
+func (t *timedStore) SetEndpoints(ctx context.Context, cell string, r api.EndpointsRequest) (api.EndpointsResponse, error) {
+	return observe(t, "set_endpoints", func() (api.EndpointsResponse, error) { return t.Store.SetEndpoints(ctx, cell, r) })
+}
+
+func (t *timedStore) Endpoints(ctx context.Context) (api.Endpoints, error) {
+	return observe(t, "endpoints", func() (api.Endpoints, error) { return t.Store.Endpoints(ctx) })
+}
+
+func (t *timedStore) Apps(ctx context.Context) ([]store.App, error) {
+	return observe(t, "apps", func() ([]store.App, error) { return t.Store.Apps(ctx) })
+}
+
+func (t *timedStore) Stats(ctx context.Context) (store.Stats, error) {
+	return observe(t, "stats", func() (store.Stats, error) { return t.Store.Stats(ctx) })
+}
+
+func (t *timedStore) Ping(ctx context.Context) error {
+	_, err := observe(t, "ping", func() (nothing, error) { return nothing{}, t.Store.Ping(ctx) })
+	return err
+}
