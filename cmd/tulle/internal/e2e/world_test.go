@@ -1,0 +1,81 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"tulle/cmd/tulle/internal/demo"
+)
+
+// build makes the binaries once for all tests of this package.
+var build = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "tulle-e2e-")
+	if err != nil {
+		return "", err
+	}
+	built = dir
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return "", err
+	}
+	args := append([]string{"build"}, raceFlags...)
+	args = append(args, "-o", dir+string(filepath.Separator))
+	for _, b := range demo.Binaries {
+		args = append(args, "tulle/cmd/"+b)
+	}
+	cmd := exec.Command("go", args...)
+	cmd.Stderr = os.Stderr
+	return dir, cmd.Run()
+})
+
+var built string
+
+func TestMain(m *testing.M) {
+	if os.Getenv(strangerRole) != "" {
+		if err := beStranger(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	code := m.Run()
+	if built != "" {
+		os.RemoveAll(built)
+	}
+	os.Exit(code)
+}
+
+// newWorld is an empty world that ends with the test, which fails if anything
+// is left of it.
+func newWorld(t *testing.T) *demo.World {
+	t.Helper()
+	bin, err := build()
+	if err != nil {
+		t.Fatalf("build the binaries: %v", err)
+	}
+	w, err := demo.NewWorld(demo.Options{BinDir: bin})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			w.DumpLogs(t.Output())
+		}
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return w
+}
+
+func api(t *testing.T, w *demo.World) *demo.API {
+	t.Helper()
+	a, err := w.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
