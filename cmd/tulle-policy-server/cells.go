@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tulle/policy/api"
+	"tulle/policy/ca"
+	"tulle/policy/server"
+	"tulle/policy/store"
+	"tulle/policy/store/sqlite"
+)
+
+func issueCellCommand(p *place) *cobra.Command {
+	var spaces []string
+	var out string
+	var lifetime time.Duration
+	cmd := &cobra.Command{
+		Use:   "issue-cell NAME --spaces '*' --out DIR",
+		Short: "Issue a cell's credential",
+		Long: "Writes cell.pem, cell-key.pem and server-ca.pem into DIR. The credential names the cell and the\n" +
+			"spaces whose apps it may host: '*', ORG/SPACE or a space's GUID.",
+		Args: oneArgument("cell name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name := args[0]
+			if err := ca.CheckCellName(name); err != nil {
+				return &usageError{err}
+			}
+			var may []ca.Space
+			for _, s := range spaces {
+				space, err := ca.ParseSpace(s)
+				if err != nil {
+					return &usageError{fmt.Errorf("--spaces: %w", err)}
+				}
+				may = append(may, space)
+			}
+			if len(may) == 0 || out == "" {
+				return &usageError{errors.New("--spaces and --out are needed")}
+			}
+			c, err := p.load()
+			if err != nil {
+				return err
+			}
+			roots, err := ca.Open(c.PKI)
+			if err != nil {
+				return err
+			}
+			credential, err := roots.Cells.IssueCell(name, may, lifetime)
+			if err != nil {
+				return fmt.Errorf("issue credential of %s: %w", name, err)
+			}
+			if err := ca.WriteCell(out, credential, roots.Server); err != nil {
+				return fmt.Errorf("write credential of %s: %w", name, err)
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "cell %s, spaces %s: %s\n", name, strings.Join(spaces, " "), out)
+			return err
+		},
+	}
+	cmd.Flags().StringSliceVar(&spaces, "spaces", nil, "the spaces whose apps the cell may host: '*', ORG/SPACE or GUID")
+	cmd.Flags().StringVar(&out, "out", "", "the directory to write to")
+	cmd.Flags().DurationVar(&lifetime, "lifetime", ca.CellLifetime, "how long the credential is valid")
+	return cmd
+}
+
+func addPeerCommand(p *place) *cobra.Command {
+	var underlay, subnet string
+	var port uint16
+	cmd := &cobra.Command{
+		Use:   "add-peer NAME --underlay IP --subnet CIDR",
+		Short: "Enter a silk cell: a peer that publishes no endpoints",
+		Args:  oneArgument("peer name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			peer := api.Peer{Name: args[0], Kind: api.KindSilk, Mode: api.ModeVXLAN, Port: port}
+			var err error
+			if peer.Underlay, err = netip.ParseAddr(underlay); err != nil {
+				return &usageError{fmt.Errorf("--underlay: %w", err)}
+			}
+			if peer.Subnet, err = netip.ParsePrefix(subnet); err != nil {
+				return &usageError{fmt.Errorf("--subnet: %w", err)}
+			}
+			return administer(cmd.Context(), p,
+				func(ctx context.Context, c *server.AdminClient) error { return c.AddPeer(ctx, peer) },
+				func(ctx context.Context, s store.Store) error { return s.AddPeer(ctx, peer) })
+		},
+	}
+	cmd.Flags().StringVar(&underlay, "underlay", "", "the peer's address in the hosts' network")
+	cmd.Flags().StringVar(&subnet, "subnet", "", "the peer's part of the overlay network")
+	cmd.Flags().Uint16Var(&port, "port", 4789, "the peer's VXLAN port (UDP)")
+	return cmd
+}
+
+func removePeerCommand(p *place) *cobra.Command {
+	return &cobra.Command{
+		Use:   "remove-peer NAME",
+		Short: "Remove a silk cell",
+		Args:  oneArgument("peer name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return administer(cmd.Context(), p,
+				func(ctx context.Context, c *server.AdminClient) error { return c.RemovePeer(ctx, args[0]) },
+				func(ctx context.Context, s store.Store) error { return s.RemovePeer(ctx, args[0]) })
+		},
+	}
+}
+
+// administer changes a live server's state through its admin socket, or, where
+// no server runs, the database itself.
+func administer(ctx context.Context, p *place, live func(context.Context, *server.AdminClient) error, still func(context.Context, store.Store) error) (err error) {
+	c, err := p.load()
+	if err != nil {
+		return err
+	}
+	err = live(ctx, server.NewAdminClient(server.AdminSocket(c.Database)))
+	if !errors.Is(err, server.ErrNoServer) {
+		return err
+	}
+	s, err := sqlite.Open(ctx, c.Database, sqlite.Options{Lease: c.lease()})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	return still(ctx, s)
+}

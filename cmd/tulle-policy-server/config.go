@@ -1,0 +1,114 @@
+package main
+
+import (
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"tulle/cmd/internal/conf"
+	"tulle/policy/lease"
+	"tulle/policy/server"
+	"tulle/policy/store"
+)
+
+// configFile is the configuration's name in a directory made by init.
+const configFile = "config.yaml"
+
+// config is the server's configuration. Paths are relative to the file's
+// directory, so that the directory can be moved.
+type config struct {
+	External           string        `yaml:"external"`             // host:port of the external API
+	Internal           string        `yaml:"internal"`             // host:port of the internal API, mutual TLS
+	Metrics            string        `yaml:"metrics"`              // host:port; "": off
+	Database           string        `yaml:"database"`             // the SQLite file
+	PKI                string        `yaml:"pki"`                  // the directory with the roots
+	Tokens             string        `yaml:"tokens"`               // the file with the tokens' sums
+	Hosts              []string      `yaml:"hosts"`                // names and addresses that cells reach the server by
+	Network            netip.Prefix  `yaml:"network"`              // the overlay network
+	LeaseBits          int           `yaml:"lease_bits"`           // prefix length of a cell's part of it
+	LeaseLifetime      time.Duration `yaml:"lease_lifetime"`       // of a cell that is not heard of
+	ExternalTLS        *externalTLS  `yaml:"external_tls"`         // absent: plain HTTP
+	MaxPolicies        int           `yaml:"max_policies"`         // for each source app, of those who are not admin
+	AllowedCORSDomains []string      `yaml:"allowed_cors_domains"` // origins; "*": every one
+	LogLevel           slog.Level    `yaml:"log_level"`            // debug, info, warn, error
+}
+
+type externalTLS struct {
+	Cert string `yaml:"cert"` // file, PEM, with its chain
+	Key  string `yaml:"key"`  // file, PEM
+}
+
+func defaults() *config {
+	return &config{
+		External: "127.0.0.1:4002", Internal: "127.0.0.1:4003", Metrics: "127.0.0.1:9479",
+		Database: "policy.db", PKI: "pki", Tokens: "tokens.yaml",
+		Hosts:   []string{"localhost", "127.0.0.1", "::1"},
+		Network: netip.MustParsePrefix("10.255.0.0/16"), LeaseBits: 24, LeaseLifetime: 168 * time.Hour,
+		MaxPolicies: server.DefaultMaxPolicies, LogLevel: slog.LevelInfo,
+	}
+}
+
+func loadConfig(path string) (*config, error) {
+	c := defaults()
+	if err := conf.Load(path, c); err != nil {
+		return nil, err
+	}
+	dir, err := filepath.Abs(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	paths := []*string{&c.Database, &c.PKI, &c.Tokens}
+	if c.ExternalTLS != nil {
+		paths = append(paths, &c.ExternalTLS.Cert, &c.ExternalTLS.Key)
+	}
+	for _, p := range paths {
+		if !filepath.IsAbs(*p) {
+			*p = filepath.Join(dir, *p)
+		}
+	}
+	return c, nil
+}
+
+// Validate names what is wrong, all of it.
+func (c *config) Validate() error {
+	var errs []error
+	for key, address := range map[string]string{"external": c.External, "internal": c.Internal, "metrics": c.Metrics} {
+		if key == "metrics" && address == "" {
+			continue
+		}
+		if _, _, err := net.SplitHostPort(address); err != nil {
+			errs = append(errs, conf.Bad(key, "must be host:port"))
+		}
+	}
+	for key, path := range map[string]string{"database": c.Database, "pki": c.PKI, "tokens": c.Tokens} {
+		if path == "" {
+			errs = append(errs, conf.Bad(key, "must name a path"))
+		}
+	}
+	if len(c.Hosts) == 0 || slices.Contains(c.Hosts, "") {
+		errs = append(errs, conf.Bad("hosts", "must list the names and addresses that cells reach the server by"))
+	}
+	if _, err := lease.NewPool(c.Network, c.Network.Bits()+1); err != nil {
+		errs = append(errs, conf.Bad("network", "%v", err))
+	} else if _, err := lease.NewPool(c.Network, c.LeaseBits); err != nil {
+		errs = append(errs, conf.Bad("lease_bits", "%v", err))
+	}
+	if c.LeaseLifetime < time.Minute {
+		errs = append(errs, conf.Bad("lease_lifetime", "must be a minute or more"))
+	}
+	if c.MaxPolicies < 1 {
+		errs = append(errs, conf.Bad("max_policies", "must be 1 or more"))
+	}
+	if c.ExternalTLS != nil && (c.ExternalTLS.Cert == "" || c.ExternalTLS.Key == "") {
+		errs = append(errs, conf.Bad("external_tls", "needs cert and key"))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *config) lease() store.LeaseConfig {
+	return store.LeaseConfig{Network: c.Network, Bits: c.LeaseBits, Lifetime: c.LeaseLifetime}
+}

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+
+	"tulle/policy/api"
+	"tulle/policy/auth"
+	"tulle/policy/ca"
+	"tulle/policy/server"
+	"tulle/policy/store/sqlite"
+)
+
+// ready is the one line on stdout by which a parent knows that the server
+// answers, and where.
+type ready struct {
+	Ready bool `json:"ready"`
+	server.Addresses
+	Epoch    api.Epoch    `json:"epoch"`
+	Revision api.Revision `json:"revision"`
+}
+
+// serve runs the server until ctx ends.
+func serve(ctx context.Context, p *place, stdout, stderr io.Writer) (err error) {
+	c, err := p.load()
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: c.LogLevel}))
+	roots, err := ca.Open(c.PKI)
+	if err != nil {
+		return err
+	}
+	certificate, err := roots.Server.Certificates(c.Hosts)
+	if err != nil {
+		return fmt.Errorf("server certificate: %w", err)
+	}
+	tokens, err := auth.OpenTokens(c.Tokens, log)
+	if err != nil {
+		return err
+	}
+	var external *tls.Config
+	if c.ExternalTLS != nil {
+		cert, err := tls.LoadX509KeyPair(c.ExternalTLS.Cert, c.ExternalTLS.Key)
+		if err != nil {
+			return fmt.Errorf("external_tls: %w", err)
+		}
+		external = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	}
+	// From here on the machine is touched.
+	s, err := sqlite.Open(ctx, c.Database, sqlite.Options{Lease: c.lease()})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	srv, err := server.New(ctx, server.Options{
+		Store: s, Auth: tokens,
+		ExternalAddress: c.External, ExternalTLS: external,
+		InternalAddress: c.Internal, InternalTLS: ca.ServerTLS(roots.Cells, certificate),
+		Meter: newMeter(), MetricsAddress: c.Metrics,
+		AdminSocket: server.AdminSocket(c.Database),
+		MaxPolicies: c.MaxPolicies, AllowedCORSDomains: c.AllowedCORSDomains,
+		Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	stats, err := s.Stats(ctx)
+	if err != nil {
+		return errors.Join(err, srv.Close())
+	}
+	line, err := json.Marshal(ready{true, srv.Addresses(), s.Epoch(), stats.Revision})
+	if err != nil {
+		return errors.Join(err, srv.Close())
+	}
+	// The sockets are open: whoever reads the line can connect.
+	if _, err := fmt.Fprintf(stdout, "%s\n", line); err != nil {
+		return errors.Join(err, srv.Close())
+	}
+	log.Info("ready", "external", srv.Addresses().External, "internal", srv.Addresses().Internal, "epoch", s.Epoch(), "revision", stats.Revision)
+	err = srv.Run(ctx)
+	log.Info("stopped")
+	return err
+}
