@@ -57,13 +57,13 @@ func FuzzSplit(f *testing.F) {
 		v.Encode(b)
 		f.Add(append(b, p...))
 	}
-	p, v := super(packettest.TCP(web, db, packet.FlagACK, 1, 1, randomBytes(5000)), packet.GSOTCPv4, 1400)
+	p, v := super(packettest.TCP(web, db, packet.FlagACK, 1, 1, randomBytes(250)), packet.GSOTCPv4, 100)
 	seed(p, v)
 	v.GSOSize = 1
 	seed(p, v)
 	v.CsumOffset = 60000
 	seed(p, v)
-	p, v = super(packettest.UDP(web, db, randomBytes(5000)), packet.GSOUDPL4, 1200)
+	p, v = super(packettest.UDP(web, db, randomBytes(250)), packet.GSOUDPL4, 100)
 	seed(p, v)
 	p, v = partial(packettest.UDP(web, db, randomBytes(50)))
 	seed(p, v)
@@ -134,9 +134,11 @@ func FuzzParseQuoted(f *testing.F) {
 func FuzzCoalesce(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 0}, uint16(100))
 	f.Add([]byte{0, 0, 1, 13, 0, 0, 5, 3}, uint16(1400))
-	f.Add(bytes.Repeat([]byte{0}, 200), uint16(1))
+	f.Add(bytes.Repeat([]byte{0}, 20), uint16(1))
+	c := packet.NewCoalescer()
+	c.UDP = true
 	f.Fuzz(func(t *testing.T, changes []byte, size uint16) {
-		if len(changes) > 400 {
+		if len(changes) > 60 {
 			return
 		}
 		payload := int(size)%1500 + 1
@@ -163,8 +165,7 @@ func FuzzCoalesce(f *testing.F) {
 		for _, p := range in {
 			want[flow(p)] = append(want[flow(p)], p)
 		}
-		c := packet.NewCoalescer()
-		c.UDP = true
+		c.Reset()
 		for _, p := range back(t, coalesce(t, c, clones(in)...)) {
 			got[flow(p)] = append(got[flow(p)], p)
 		}

@@ -54,8 +54,12 @@ func split(t testing.TB, p []byte, v packet.Virtio) [][]byte {
 	before := bytes.Clone(p)
 	var out [][]byte
 	for i := range packet.Segments(&h, &v) {
-		dst := bytes.Repeat([]byte{0xaa}, 65600)
-		n := packet.Split(dst, p, &h, &v, i)
+		room := h.TotalLen
+		if v.GSOType != packet.GSONone {
+			room = min(room, h.HeaderLen+h.L4Len+int(v.GSOSize))
+		}
+		dst := bytes.Repeat([]byte{0xaa}, room+8)
+		n := packet.Split(dst[:room], p, &h, &v, i)
 		if !bytes.Equal(dst[n:n+8], bytes.Repeat([]byte{0xaa}, 8)) {
 			t.Fatalf("segment %d wrote behind its %d bytes", i, n)
 		}

@@ -86,6 +86,10 @@ func FromFD(fd int) (*Kernel, error) {
 		unix.Close(own)
 		return nil, fmt.Errorf("set virtio header length of TUN %q: %w", name, err)
 	}
+	if err := checkNoPI(own, name); err != nil {
+		unix.Close(own)
+		return nil, err
+	}
 	dev, _, err := wgtun.CreateUnmonitoredTUNFromFD(own)
 	if err != nil {
 		return nil, fmt.Errorf("open TUN %q: %w", name, err)
@@ -113,11 +117,26 @@ func checkKind(fd int) (string, error) {
 		// ENOTTY: another kind of file; EBADFD: /dev/net/tun without an interface.
 		return "", fmt.Errorf("%w: %w", ErrNotTUN, err)
 	}
-	const kind = unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR
-	if got := ifr.Uint16(); got&(kind|unix.IFF_TAP) != kind {
-		return "", fmt.Errorf("%w: flags of %q are %#x, needed are IFF_TUN|IFF_NO_PI|IFF_VNET_HDR (%#x)", ErrFlags, ifr.Name(), got, uint16(kind))
+	const kind = unix.IFF_TUN | unix.IFF_VNET_HDR
+	if got := ifr.Uint16(); got&(kind|unix.IFF_TAP|unix.IFF_DETACH_QUEUE) != kind {
+		return "", fmt.Errorf("%w: flags of %q are %#x, needed are IFF_TUN|IFF_NO_PI|IFF_VNET_HDR", ErrFlags, ifr.Name(), got)
 	}
 	return ifr.Name(), nil
+}
+
+// checkNoPI refuses a device that puts packet information (struct tun_pi) before
+// every virtio header. TUNGETIFF cannot tell: it reports the bit of IFF_NO_PI
+// for any device without a socket filter (IFF_NOFILTER is the same number). So
+// it is asked by a write that no stack takes: as packet information, a virtio
+// header and nothing, it passes; as a virtio header and a packet of IP version
+// 0, it is EINVAL, whatever the interface's state.
+func checkNoPI(fd int, name string) error {
+	const piLen = 4
+	_, err := unix.Write(fd, make([]byte, piLen+HeaderLen))
+	if errors.Is(err, unix.EINVAL) {
+		return nil
+	}
+	return fmt.Errorf("%w: %q was made without IFF_NO_PI", ErrFlags, name)
 }
 
 func (k *Kernel) setOffloads() error {
@@ -145,13 +164,21 @@ func (k *Kernel) Read(b []byte) (int, error) {
 	if err == nil {
 		return n, nil
 	}
-	switch {
-	case errors.Is(err, os.ErrClosed):
+	if errors.Is(err, os.ErrClosed) {
 		return 0, ErrClosed
-	case errors.Is(err, unix.EBADFD):
+	}
+	// Go's poller has no word of its own for the EPOLLERR of a deleted interface.
+	if k.gone() {
 		return 0, ErrGone
 	}
 	return 0, err
+}
+
+// gone asks whether the descriptor has lost its interface.
+func (k *Kernel) gone() bool {
+	var err error
+	e := k.raw.Control(func(fd uintptr) { _, err = checkKind(int(fd)) })
+	return e == nil && errors.Is(err, unix.EBADFD)
 }
 
 // Write implements Device: at most MaxPieces pieces. A caller that keeps its
