@@ -1,0 +1,148 @@
+// Command tulle-tlsproxy is the sidecar of one container: TLS on port 61443 to
+// the app's port 8080 beside it. Package tlsproxy does the work.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/spf13/cobra"
+
+	"tulle/tlsproxy"
+	"tulle/tlsproxy/certs"
+)
+
+// credentials is where Cloud Foundry puts a container's certificate.
+const credentials = "/etc/cf-instance-credentials"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := command().ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "tulle-tlsproxy:", err)
+		os.Exit(1)
+	}
+}
+
+// settings are the flags.
+type settings struct {
+	listen, metrics  string
+	certificate, key string
+	drain            time.Duration
+	level            slog.Level
+	proxy            tlsproxy.Options
+}
+
+func command() *cobra.Command {
+	var s settings
+	cmd := &cobra.Command{
+		Use:   "tulle-tlsproxy",
+		Short: "Terminate TLS for the app in the same container",
+		Long: `Accepts TLS 1.2 and 1.3 and carries what is inside to the app's port. Changed
+certificate files are taken at the next handshake. SIGTERM stops accepting and waits
+for the connections that are there, at most as long as --drain says.`,
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return run(cmd.Context(), s, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&s.listen, "listen", ":61443", "address to accept TLS on")
+	f.StringVar(&s.proxy.Backend, "backend", tlsproxy.DefaultBackend, "address of the app")
+	f.StringVar(&s.certificate, "certificate", filepath.Join(credentials, "instance.crt"), "certificate and chain, PEM")
+	f.StringVar(&s.key, "key", filepath.Join(credentials, "instance.key"), "private key, PEM")
+	f.StringVar(&s.metrics, "metrics", "127.0.0.1:9480", `address for /metrics, "" for none`)
+	f.DurationVar(&s.drain, "drain", 30*time.Second, "how long connections may go on after SIGTERM")
+	f.DurationVar(&s.proxy.HandshakeTimeout, "handshake-timeout", tlsproxy.DefaultHandshakeTimeout, "how long a handshake may take")
+	f.DurationVar(&s.proxy.DialTimeout, "dial-timeout", tlsproxy.DefaultDialTimeout, "how long reaching the app may take")
+	f.DurationVar(&s.proxy.IdleTimeout, "idle-timeout", tlsproxy.DefaultIdleTimeout, "how long a connection may be silent")
+	f.IntVar(&s.proxy.MaxConnections, "max-connections", tlsproxy.DefaultMaxConnections, "connections at once")
+	f.TextVar(&s.level, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	return cmd
+}
+
+// ready is the line that tells a parent which addresses were bound.
+type ready struct {
+	Ready   bool   `json:"ready"`
+	Listen  string `json:"listen"`
+	Metrics string `json:"metrics,omitempty"`
+}
+
+// run serves until ctx ends, then drains. Everything that can be wrong with the
+// flags or the files is found before a client is accepted.
+func run(ctx context.Context, s settings, stdout, stderr io.Writer) error {
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: s.level}))
+	if s.proxy.MaxConnections <= 0 || s.proxy.HandshakeTimeout <= 0 || s.proxy.DialTimeout <= 0 || s.proxy.IdleTimeout <= 0 {
+		return errors.New("limits and timeouts must be larger than 0")
+	}
+	files, err := certs.Load(s.certificate, s.key, log)
+	if err != nil {
+		return err
+	}
+	s.proxy.Certificate, s.proxy.Log = files.Certificate, log
+	proxy := tlsproxy.New(s.proxy)
+	listener, err := net.Listen("tcp", s.listen)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	up := ready{Ready: true, Listen: listener.Addr().String()}
+	if s.metrics != "" {
+		addr, stop, err := serveMetrics(s.metrics, proxy.Collector(files))
+		if err != nil {
+			return err
+		}
+		defer stop()
+		up.Metrics = addr
+	}
+	served := make(chan error, 1)
+	go func() { served <- proxy.Serve(listener) }()
+	if err := json.NewEncoder(stdout).Encode(up); err != nil {
+		return err
+	}
+	log.Info("ready", "listen", up.Listen, "backend", s.proxy.Backend, "expires", files.NotAfter())
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	log.Info("draining", "connections", proxy.Open(), "for", s.drain)
+	patience, cancel := context.WithTimeout(context.Background(), s.drain)
+	defer cancel()
+	if cut, err := proxy.Shutdown(patience); err != nil {
+		log.Warn("connections cut", "connections", cut)
+	}
+	return nil
+}
+
+func serveMetrics(address string, c prometheus.Collector) (bound string, stop func(), err error) {
+	registry := prometheus.NewRegistry()
+	if err := registry.Register(c); err != nil {
+		return "", nil, err
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return "", nil, fmt.Errorf("metrics: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second}
+	go server.Serve(l)
+	return l.Addr().String(), func() { server.Close() }, nil
+}
