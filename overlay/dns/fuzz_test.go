@@ -1,0 +1,82 @@
+package dns
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// FuzzQuery: whatever a container sends, the answer, if there is one, decodes,
+// has the query's id, is a response, and is no longer than the container takes;
+// and never is a datagram that is itself a response answered. Nobody is asked:
+// the forwarder has no resolver.
+func FuzzQuery(f *testing.F) {
+	seed := func(change func(*dns.Msg)) {
+		m := new(dns.Msg).SetQuestion("web.apps.internal.", dns.TypeA)
+		change(m)
+		b, err := m.Pack()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	seed(func(*dns.Msg) {})
+	seed(func(m *dns.Msg) { m.SetEdns0(4096, true) })
+	seed(func(m *dns.Msg) { m.Question[0].Name = "example.com." })
+	seed(func(m *dns.Msg) { m.Response = true })
+	seed(func(m *dns.Msg) { m.Question = nil })
+	f.Add([]byte{0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xC0, 12, 0, 1, 0, 1})
+	forwarder := New(Options{Upstreams: []netip.AddrPort{}, Workers: 1})
+	f.Cleanup(func() { forwarder.Close() })
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got := forwarder.answer(query{from: container, message: b, deadline: time.Now().Add(time.Minute)})
+		if got == nil {
+			return
+		}
+		if b[2]&0x80 != 0 {
+			t.Fatalf("a response was answered: %x", b)
+		}
+		if len(got) > maxUDP || got[0] != b[0] || got[1] != b[1] || got[2]&0x80 == 0 {
+			t.Fatalf("%x was answered with %x", b, got)
+		}
+		if err := new(dns.Msg).Unpack(got); err != nil {
+			t.Fatalf("%x was answered with %x: %v", b, got, err)
+		}
+	})
+}
+
+// FuzzAnswer: whatever comes back from a resolver's address is either not the
+// answer, or truncated, or repeats the question that was asked.
+func FuzzAnswer(f *testing.F) {
+	ask := new(dns.Msg).SetQuestion("example.com.", dns.TypeA)
+	ask.Id = 0x1234
+	seed := func(m *dns.Msg) {
+		b, err := m.Pack()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	seed(reply(ask, "192.0.2.1"))
+	seed(new(dns.Msg).SetRcode(ask, dns.RcodeServerFailure))
+	cut := reply(ask)
+	cut.Truncated = true
+	seed(cut)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got, err := decodeAnswer(b, ask)
+		if err != nil || got == nil {
+			return
+		}
+		if got.Id != ask.Id || !got.Response || got.Truncated {
+			t.Fatalf("%x was taken for the answer", b)
+		}
+		if len(got.Question) == 0 && got.Rcode == dns.RcodeSuccess {
+			t.Fatalf("%x, without the question, was taken for the answer", b)
+		}
+		if wire := pack(restore(got, ask), ask); wire != nil && len(wire) > dns.MinMsgSize {
+			t.Fatalf("%d bytes for an asker that takes %d", len(wire), dns.MinMsgSize)
+		}
+	})
+}
