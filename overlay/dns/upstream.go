@@ -151,8 +151,8 @@ func decodeAnswer(b []byte, ask *dns.Msg) (*dns.Msg, error) {
 	}
 	got := new(dns.Msg)
 	err := got.Unpack(b)
-	if len(got.Question) == 0 && err == nil && got.Rcode != dns.RcodeSuccess {
-		return got, nil // some resolvers repeat no question in FORMERR
+	if len(got.Question) == 0 && err == nil && !got.Truncated && !settles(got.Rcode) {
+		return got, nil // some resolvers repeat no question beside an error of their own
 	}
 	if len(got.Question) != 1 || !sameQuestion(got.Question[0], ask.Question[0]) {
 		return nil, errMismatch
