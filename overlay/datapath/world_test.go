@@ -63,9 +63,14 @@ type worldConn struct {
 	w      *world
 	local  netip.AddrPort
 	closed chan struct{}
+	drain  *drain // instead of the world, if set
 }
 
 func (c *worldConn) Send(to netip.AddrPort, b []byte, segment int) error {
+	if c.drain != nil {
+		c.drain.send(b)
+		return nil
+	}
 	c.w.sent++
 	if segment <= 0 {
 		segment = len(b)
@@ -106,7 +111,7 @@ func (w *world) cell(n int, change ...func(*Options)) *testCell {
 		w.t.Fatal(err)
 	}
 	o := Options{
-		Conn: &worldConn{w, c.underlay, make(chan struct{})}, FIB: c.fib, Policies: c.policies, Reach: c.reach,
+		Conn: &worldConn{w: w, local: c.underlay, closed: make(chan struct{})}, FIB: c.fib, Policies: c.policies, Reach: c.reach,
 		ResolverAddr: netip.MustParseAddr("169.254.0.2"),
 		Resolver: func(ep *fib.Local, src netip.AddrPort, q []byte) {
 			c.queries = append(c.queries, fmt.Sprintf("%s %s %s", ep.App, src, q))
@@ -167,8 +172,10 @@ func (c *testCell) containerAt(app policy.AppID, host byte, incarnation uint64) 
 	addr := netip.AddrFrom4(a)
 	dev, far := tuntest.New()
 	k := &container{cell: c, app: app, addr: addr, incarnation: incarnation, end: far}
+	// The Path must not start a reader: the test is it.
+	started := c.path.started.Swap(false)
+	defer c.path.started.Store(started)
 	if err := c.path.Attach(fib.Local{Addr: addr, Container: addr.String(), App: app, Tag: tags[app], Incarnation: incarnation}, dev); err != nil {
-		// Started by hand, so Attach has started no reader.
 		c.w.t.Fatal(err)
 	}
 	k.ep = c.path.attached[addr]
