@@ -36,15 +36,8 @@ func serveDNS(t testing.TB, answer func(w dns.ResponseWriter, q *dns.Msg)) *reso
 		}
 		answer(w, q)
 	})
-	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	packets, stream := samePort(t)
 	r.addr = packets.LocalAddr().(*net.UDPAddr).AddrPort()
-	stream, err := net.Listen("tcp", r.addr.String())
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, s := range []*dns.Server{{PacketConn: packets, Handler: handler}, {Listener: stream, Handler: handler}} {
 		up := make(chan struct{})
 		s.NotifyStartedFunc = func() { close(up) }
@@ -53,6 +46,27 @@ func serveDNS(t testing.TB, answer func(w dns.ResponseWriter, q *dns.Msg)) *reso
 		t.Cleanup(func() { s.Shutdown() })
 	}
 	return r
+}
+
+// samePort listens on one port number over UDP and TCP. A port that is free
+// for one need not be for the other.
+func samePort(t testing.TB) (net.PacketConn, net.Listener) {
+	t.Helper()
+	var last error
+	for range 100 {
+		stream, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		packets, err := net.ListenPacket("udp", stream.Addr().String())
+		if err == nil {
+			return packets, stream
+		}
+		last = err
+		stream.Close()
+	}
+	t.Fatal(last)
+	return nil, nil
 }
 
 // says answers every A question with the addresses.
