@@ -111,9 +111,6 @@ func relay(t testing.TB, from, to *tun.Kernel, wire bool, s *seen) error {
 	c.UDP = to.UDPOffload()
 	for {
 		n, err := from.Read(b)
-		if errors.Is(err, tun.ErrClosed) {
-			return nil
-		}
 		if err != nil {
 			return err
 		}
@@ -189,7 +186,7 @@ func pair(t testing.TB, wire bool) (a, b *container, s *seen) {
 	var wg sync.WaitGroup
 	for _, way := range [][2]*container{{a, b}, {b, a}} {
 		wg.Go(func() {
-			if err := relay(t, way[0].dev, way[1].dev, wire, s); err != nil {
+			if err := relay(t, way[0].dev, way[1].dev, wire, s); err != nil && !errors.Is(err, tun.ErrClosed) {
 				t.Errorf("relay: %v", err)
 				a.dev.Close()
 				b.dev.Close()
