@@ -131,14 +131,7 @@ func New(t testing.TB) *Namespace {
 
 // Do runs f on a thread inside the namespace and throws the thread away.
 // Goroutines that f starts are not inside; sockets that f opens stay there.
-func (n *Namespace) Do(f func() error) error {
-	return onThread(func() error {
-		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter network namespace: %w", err)
-		}
-		return f()
-	})
-}
+func (n *Namespace) Do(f func() error) error { return netcfg.Do(n.file, f) }
 
 // Path names the namespace for other processes of the same user, as CNI_NETNS
 // does. It is good as long as this process and the test last.
