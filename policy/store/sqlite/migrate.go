@@ -19,22 +19,27 @@ var migrations embed.FS
 // database is not taken for one and written to.
 const applicationID = 0x74756c6c
 
-// migrate brings the schema to the newest version. Migrations only go forward;
-// the n-th file leads to version n, each in a transaction of its own.
-func migrate(ctx context.Context, w *sql.DB) error {
-	files, err := fs.Glob(migrations, "migrations/*.sql") // sorted
-	if err != nil {
-		return err
-	}
-	var version, owner, tables int
+// owned reads the schema's version, and refuses files that are not ours.
+func owned(ctx context.Context, w *sql.DB) (version int, err error) {
+	var owner, tables int
 	if err := w.QueryRowContext(ctx, `SELECT
 		(SELECT user_version FROM pragma_user_version),
 		(SELECT application_id FROM pragma_application_id),
 		(SELECT count(*) FROM sqlite_schema)`).Scan(&version, &owner, &tables); err != nil {
-		return err
+		return 0, err
 	}
 	if owner != applicationID && tables > 0 {
-		return fmt.Errorf("%w: the file is another program's database", store.ErrCorrupt)
+		return 0, fmt.Errorf("%w: the file is another program's database", store.ErrCorrupt)
+	}
+	return version, nil
+}
+
+// migrate brings the schema to the newest version. Migrations only go forward;
+// the n-th file leads to version n, each in a transaction of its own.
+func migrate(ctx context.Context, w *sql.DB, version int) error {
+	files, err := fs.Glob(migrations, "migrations/*.sql") // sorted
+	if err != nil {
+		return err
 	}
 	if version > len(files) {
 		return fmt.Errorf("%w: schema %d, this program knows %d", store.ErrNewer, version, len(files))

@@ -120,7 +120,20 @@ func (d *db) open(ctx context.Context) error {
 	if err := d.check(ctx); err != nil {
 		return err
 	}
-	if err := migrate(ctx, d.writer); err != nil {
+	version, err := owned(ctx, d.writer)
+	if err != nil {
+		return err
+	}
+	// The file remembers this mode, so no other connection has to ask for it;
+	// and a file that is not ours was not touched until here.
+	var mode string
+	if err := d.writer.QueryRowContext(ctx, `PRAGMA journal_mode = WAL`).Scan(&mode); err != nil {
+		return err
+	}
+	if mode != "wal" {
+		return fmt.Errorf("journal mode is %s: the file system does not support WAL", mode)
+	}
+	if err := migrate(ctx, d.writer, version); err != nil {
 		return err
 	}
 	if d.reader, err = sql.Open("sqlite", dsn(d.path, "deferred", "query_only(1)")); err != nil {
@@ -146,7 +159,7 @@ func (d *db) check(ctx context.Context) error {
 
 func dsn(path, txlock, pragma string) string {
 	q := url.Values{"_txlock": {txlock}, "_pragma": {
-		"busy_timeout(10000)", "journal_mode(WAL)", "foreign_keys(1)", pragma,
+		"busy_timeout(10000)", "foreign_keys(1)", pragma,
 	}}
 	return (&url.URL{Scheme: "file", Path: path, RawQuery: q.Encode()}).String()
 }
