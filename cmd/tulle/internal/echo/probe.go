@@ -86,11 +86,14 @@ func (p *prober) do(ctx context.Context, req Request) Event {
 	return Event{Outcome: Failed, Error: fmt.Sprintf("no operation %q", req.Op), At: time.Now()}
 }
 
-// repeat makes attempts until one comes to req.Until; without it, one.
+// repeat makes attempts until one comes to req.Until or patience is over;
+// without Until, one.
 func repeat(ctx context.Context, req Request, attempt func(context.Context, Request, *Event) error) Event {
+	// An attempt under way when patience ends is still told as what it comes to.
+	over := ctx
 	if req.Until != "" && req.Patience > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, req.Patience)
+		over, cancel = context.WithTimeout(ctx, req.Patience)
 		defer cancel()
 	}
 	again := time.NewTicker(retryEvery)
@@ -104,11 +107,11 @@ func repeat(ctx context.Context, req Request, attempt func(context.Context, Requ
 		e.At = time.Now()
 		e.Took = e.At.Sub(begun)
 		e.Outcome, e.Error = outcome(err), text(err)
-		if req.Until == "" || e.Outcome == req.Until {
+		if req.Until == "" || e.Outcome == req.Until || over.Err() != nil {
 			return e
 		}
 		select {
-		case <-ctx.Done():
+		case <-over.Done():
 			return e
 		case <-again.C:
 		}
