@@ -14,14 +14,9 @@ import (
 
 func (d *db) AddPolicies(ctx context.Context, ps []policy.Policy) (api.Revision, error) {
 	return d.write(ctx, "add policies", func(t *tx) error {
-		insert, err := t.PrepareContext(ctx, `INSERT INTO policies
-			(source, destination, protocol, start_port, end_port) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`)
-		if err != nil {
-			return err
-		}
-		defer insert.Close()
 		for _, p := range ps {
-			added, err := affected(insert.ExecContext(ctx, p.Source, p.Destination, p.Protocol, p.Ports.Start, p.Ports.End))
+			added, err := t.touch(`INSERT INTO policies (source, destination, protocol, start_port, end_port)
+				VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`, p.Source, p.Destination, p.Protocol, p.Ports.Start, p.Ports.End)
 			if err != nil {
 				return err
 			}
@@ -41,16 +36,11 @@ func (d *db) AddPolicies(ctx context.Context, ps []policy.Policy) (api.Revision,
 
 func (d *db) RemovePolicies(ctx context.Context, ps []policy.Policy) (api.Revision, error) {
 	return d.write(ctx, "remove policies", func(t *tx) error {
-		remove, err := t.PrepareContext(ctx, `DELETE FROM policies WHERE
-			source = ? AND destination = ? AND protocol = ? AND start_port = ? AND end_port = ?`)
-		if err != nil {
-			return err
-		}
-		defer remove.Close()
 		touched := map[policy.AppID]bool{}
 		var apps []policy.AppID // touched, in order
 		for _, p := range ps {
-			removed, err := affected(remove.ExecContext(ctx, p.Source, p.Destination, p.Protocol, p.Ports.Start, p.Ports.End))
+			removed, err := t.touch(`DELETE FROM policies WHERE source = ? AND destination = ? AND protocol = ?
+				AND start_port = ? AND end_port = ?`, p.Source, p.Destination, p.Protocol, p.Ports.Start, p.Ports.End)
 			if err != nil {
 				return err
 			}

@@ -23,6 +23,10 @@ type tx struct {
 
 	free []policy.Tag // tags to give, lowest first; see assignTag
 	next policy.Tag   // the first tag that was never given; 0 until free is read
+
+	// statements are prepared once a transaction; a create of ten thousand
+	// policies runs the same five over and over. They end with the transaction.
+	statements map[string]*sql.Stmt
 }
 
 // write runs f in a transaction. What f put into the delta becomes the next
@@ -36,7 +40,7 @@ func (d *db) write(ctx context.Context, doing string, f func(*tx) error) (api.Re
 	// After Commit this does nothing; after a full disk SQLite may have rolled
 	// back by itself. Neither is worth a word.
 	defer sqlTx.Rollback()
-	t := &tx{Tx: sqlTx, ctx: ctx, db: d, now: d.options.Now()}
+	t := &tx{Tx: sqlTx, ctx: ctx, db: d, now: d.options.Now(), statements: map[string]*sql.Stmt{}}
 	if err := f(t); err != nil {
 		return 0, d.fail(doing, err)
 	}
@@ -76,13 +80,29 @@ func (t *tx) record() (revision api.Revision, changed bool, err error) {
 	return revision, true, err
 }
 
+func (t *tx) statement(query string) (*sql.Stmt, error) {
+	if s := t.statements[query]; s != nil {
+		return s, nil
+	}
+	s, err := t.PrepareContext(t.ctx, query)
+	if err == nil {
+		t.statements[query] = s
+	}
+	return s, err
+}
+
 func (t *tx) exec(query string, args ...any) error {
-	_, err := t.ExecContext(t.ctx, query, args...)
+	_, err := t.touch(query, args...)
 	return err
 }
 
-// affected is exec, saying whether a row was touched.
-func affected(r sql.Result, err error) (bool, error) {
+// touch is exec, saying whether a row was touched.
+func (t *tx) touch(query string, args ...any) (bool, error) {
+	s, err := t.statement(query)
+	if err != nil {
+		return false, err
+	}
+	r, err := s.ExecContext(t.ctx, args...)
 	if err != nil {
 		return false, err
 	}
@@ -92,7 +112,11 @@ func affected(r sql.Result, err error) (bool, error) {
 
 // row reads the first column of one row into dest.
 func (t *tx) row(dest any, query string, args ...any) error {
-	return t.QueryRowContext(t.ctx, query, args...).Scan(dest)
+	s, err := t.statement(query)
+	if err != nil {
+		return err
+	}
+	return s.QueryRowContext(t.ctx, args...).Scan(dest)
 }
 
 // found turns "no row" into false.
