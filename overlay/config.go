@@ -1,0 +1,139 @@
+package overlay
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"tulle/overlay/control"
+	"tulle/overlay/holder"
+	"tulle/policy/api"
+	"tulle/policy/client"
+)
+
+// Defaults of Config.
+const (
+	DefaultPort    = 4789
+	overhead       = 50 // outer IPv4, UDP, VXLAN and inner Ethernet
+	defaultMTU     = 1500
+	resumeWait     = 10 * time.Second
+	registerWithin = 4500 * time.Millisecond // an attach fails within 5 s
+	floorWithin    = time.Second
+)
+
+// Config is what a Daemon is told. Zero values of what is marked optional are
+// the defaults.
+type Config struct {
+	Name        string // the cell's, as in its credential; optional
+	Server      string // https://host:port of the internal API
+	Credentials string // directory with cell.pem, cell-key.pem, server-ca.pem
+	StateDir    string
+	Socket      string // of the local API; optional
+	Underlay    netip.Addr
+	Port        uint16         // of the tunnel; 0: a free one, published with the lease
+	Mode        api.TunnelMode // optional: vxlan, the only one this daemon has
+	MTU         int            // of the containers' devices; optional: from the underlay's interface
+	Metrics     string         // host:port; "": none
+	Allow       []control.Grant
+	Resolvers   []netip.AddrPort // optional: the host's
+
+	Holder holder.Keeper // the Daemon closes it
+	Log    *slog.Logger
+	Ready  func(Ready) // called at the start of each life; optional
+
+	// For tests; optional.
+	Clock      Clock
+	ResumeWait time.Duration
+	Client     client.Options // its patience; Server, Credentials and Log are set here
+}
+
+// Ready is what the daemon really bound.
+type Ready struct {
+	Ready    bool   `json:"ready"`
+	Cell     string `json:"cell"`
+	Underlay string `json:"underlay"`
+	Lease    string `json:"lease"`
+	Socket   string `json:"socket"`
+	Metrics  string `json:"metrics,omitempty"`
+	MTU      int    `json:"mtu"`
+	PID      int    `json:"pid"`
+}
+
+func (c *Config) complete() error {
+	var errs []error
+	need := func(ok bool, text string) {
+		if !ok {
+			errs = append(errs, errors.New(text))
+		}
+	}
+	need(c.Server != "", "server is missing")
+	need(c.Credentials != "", "credentials is missing")
+	need(filepath.IsAbs(c.StateDir), "state_dir must be an absolute path")
+	need(c.Underlay.Is4() && !c.Underlay.IsUnspecified() && !c.Underlay.IsMulticast(), "underlay must be an IPv4 address of this host")
+	c.Mode = cmp.Or(c.Mode, api.ModeVXLAN)
+	need(c.Mode == api.ModeVXLAN, fmt.Sprintf("mode %q: this daemon has vxlan only", c.Mode))
+	need(c.MTU == 0 || c.MTU >= 576 && c.MTU <= 65535-overhead, "mtu must be 0 or from 576 to 65485")
+	need(c.Holder != nil, "no holder for descriptors")
+	need(c.Log != nil, "no logger")
+	c.Socket = cmp.Or(c.Socket, control.DefaultSocket())
+	c.ResumeWait = cmp.Or(c.ResumeWait, resumeWait)
+	if c.Clock == nil {
+		c.Clock = bootClock{}
+	}
+	if c.Ready == nil {
+		c.Ready = func(Ready) {}
+	}
+	return errors.Join(errs...)
+}
+
+// mtuOver is the MTU of a container's device over the underlay address. The
+// loopback's 65,536 would lead to frames that no other path takes.
+func mtuOver(underlay netip.Addr) (int, error) {
+	links, err := net.Interfaces()
+	if err != nil {
+		return 0, fmt.Errorf("list interfaces: %w", err)
+	}
+	for _, l := range links {
+		addrs, err := l.Addrs()
+		if err != nil {
+			continue // it has just gone
+		}
+		for _, a := range addrs {
+			p, err := netip.ParsePrefix(a.String())
+			loopback := l.Flags&net.FlagLoopback != 0
+			switch {
+			case err != nil:
+			case loopback && p.Contains(underlay):
+				return defaultMTU - overhead, nil
+			case p.Addr() == underlay:
+				return l.MTU - overhead, nil
+			}
+		}
+	}
+	return 0, fmt.Errorf("underlay %s is no address of this host", underlay)
+}
+
+// Clock is the host's time. Boot goes on in suspend (CLOCK_BOOTTIME): a lease
+// that ended while the host slept must have ended when it wakes.
+type Clock interface {
+	Boot() time.Duration
+	BootID() (string, error)
+	Wall() time.Time
+}
+
+// bootIDFile is the kernel's name for this boot, random(4).
+const bootIDFile = "/proc/sys/kernel/random/boot_id"
+
+func readBootID() (string, error) {
+	b, err := os.ReadFile(bootIDFile)
+	if err != nil {
+		return "", fmt.Errorf("boot id: %w", err)
+	}
+	return string(b[:max(0, len(b)-1)]), nil
+}

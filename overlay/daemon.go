@@ -1,0 +1,144 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"tulle/overlay/control"
+	"tulle/overlay/endpoint"
+	"tulle/policy/client"
+)
+
+// Daemon is one cell. Make it with New, start it with Run, once.
+type Daemon struct {
+	cfg    Config
+	log    *slog.Logger
+	client *client.Client
+	auth   *control.Authorizer
+	bootID string
+	ledger *endpoint.Ledger // open while Run runs
+
+	// nextLease is what the server gave in the place of a life's lease. The
+	// life's goroutines have ended when the next reads it.
+	nextLease *endpoint.Lease
+
+	metrics *metrics
+	life    atomic.Pointer[life] // the present one; nil between two
+}
+
+// New checks the configuration and reads the credential. It touches nothing.
+func New(cfg Config) (*Daemon, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	bootID, err := cfg.Clock.BootID()
+	if err != nil {
+		return nil, err
+	}
+	opt := cfg.Client
+	opt.Server, opt.Credentials, opt.Log = cfg.Server, cfg.Credentials, cfg.Log
+	c, err := client.New(opt)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Name != "" && cfg.Name != c.Cell() {
+		return nil, fmt.Errorf("name is %q, but the credential in %s is that of cell %q", cfg.Name, cfg.Credentials, c.Cell())
+	}
+	d := &Daemon{
+		cfg: cfg, log: cfg.Log, client: c, bootID: bootID,
+		auth: control.NewAuthorizer(uint32(os.Geteuid()), cfg.Allow),
+	}
+	d.metrics = newMetrics(d)
+	return d, nil
+}
+
+// Run is the daemon's whole work, until ctx ends or it cannot go on. Endpoints
+// stay journalled, and their devices with whoever keeps duplicates, so that the
+// next start resumes them.
+func (d *Daemon) Run(ctx context.Context) (err error) {
+	defer d.client.Close()
+	defer func() { err = errors.Join(err, d.cfg.Holder.Close()) }()
+	d.ledger, err = endpoint.Open(endpoint.Options{Dir: d.cfg.StateDir, Now: d.cfg.Clock.Boot, Log: d.log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.ledger.Close()) }()
+
+	served, address, err := d.metrics.serve(ctx, d.cfg.Metrics, d.log)
+	if err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if served != nil {
+		wg.Go(func() {
+			if err := served(ctx); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	for {
+		err := d.live(ctx, address)
+		switch {
+		case errors.Is(err, errFenced) || errors.Is(err, errLeaseChanged):
+			d.log.Error("nothing passes until there is a lease again", "err", err)
+		case err != nil:
+			return err
+		default: // the end was asked for, or the metrics failed
+			if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+				return cause
+			}
+			return nil
+		}
+	}
+}
+
+// Names in the holder. A container id begins with a letter or digit and the
+// prefixes are of one length, so the two never meet.
+const (
+	keptTUN   = "tun-"
+	keptPidfd = "pid-"
+)
+
+// forget takes a container out of journal and holder.
+func (d *Daemon) forget(container string) error {
+	_, err := d.ledger.Detach(container)
+	if errors.Is(err, endpoint.ErrNotFound) {
+		err = nil
+	}
+	return errors.Join(err, d.drop(container))
+}
+
+func (d *Daemon) drop(container string) error {
+	return errors.Join(d.cfg.Holder.Drop(keptTUN+container), d.cfg.Holder.Drop(keptPidfd+container))
+}
+
+// keep gives duplicates of an attach's descriptors to the holder, where its
+// attacher keeps none itself.
+func (d *Daemon) keep(r control.AttachRequest) error {
+	if r.Lifeline == control.LifelineConnection {
+		return nil
+	}
+	if err := d.cfg.Holder.Put(keptTUN+r.Container, r.TUN); err != nil {
+		return err
+	}
+	if r.Pidfd != nil {
+		return d.cfg.Holder.Put(keptPidfd+r.Container, r.Pidfd)
+	}
+	return nil
+}
+
+// incarnationUnder is an endpoint's incarnation under a lease.
+func incarnationUnder(l endpoint.Lease, e endpoint.Endpoint) uint64 {
+	return incarnation(l.Generation, uint64(e.Counter))
+}
+
+func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

@@ -1,0 +1,287 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"tulle/overlay/control"
+	"tulle/overlay/datapath"
+	"tulle/overlay/dns"
+	"tulle/overlay/endpoint"
+	"tulle/overlay/fib"
+	"tulle/overlay/netcfg"
+	"tulle/overlay/udp"
+	"tulle/policy"
+	"tulle/policy/api"
+	"tulle/policy/table"
+)
+
+// life is what a Daemon has under one lease.
+type life struct {
+	d         *Daemon
+	lease     endpoint.Lease
+	mtu       int
+	socket    *udp.Socket
+	path      *datapath.Path
+	resolver  *dns.Forwarder
+	registrar *registrar
+	renew     chan struct{} // capacity 1: renew the lease now
+	fail      context.CancelCauseFunc
+	wg        sync.WaitGroup
+
+	locks keyed // one attach or detach at a time a container
+
+	mu       sync.Mutex // guards the fields below; before Path's own lock
+	world    *world
+	started  bool          // the first table of this life is published
+	changed  chan struct{} // closed and replaced with every event
+	attached map[string]*attachment
+	hosted   map[policy.AppID]api.Revision // apps registered here, and since which revision
+	hostedAt api.Epoch
+}
+
+// live builds a life, runs it until ctx ends (nil) or it cannot go on, and
+// closes all of it.
+func (d *Daemon) live(ctx context.Context, metrics string) (err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	l := &life{d: d, renew: make(chan struct{}, 1), fail: cancel, changed: make(chan struct{}),
+		attached: map[string]*attachment{}, hosted: map[policy.AppID]api.Revision{}}
+	if l.mtu = d.cfg.MTU; l.mtu == 0 {
+		if l.mtu, err = mtuOver(d.cfg.Underlay); err != nil {
+			return err
+		}
+	}
+	if err := l.bind(); err != nil {
+		return err
+	}
+	defer l.socket.Close()
+	if l.lease, err = d.leaseFor(ctx, l.socket.Local().Port()); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	if err := l.clashes(); err != nil {
+		return err
+	}
+	if err := l.build(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.path.Close()) }()
+	defer l.resolver.Close()
+	defer func() {
+		cancel(nil)
+		l.wg.Wait()
+		l.closeLifelines()
+	}()
+	if err := l.restore(ctx); err != nil {
+		return err
+	}
+	listener, err := control.Listen(d.cfg.Socket, 0o660)
+	if err != nil {
+		return err
+	}
+	d.life.Store(l)
+	defer d.life.Store(nil)
+	server := &control.Server{Handler: l, Authorizer: d.auth, Log: d.log}
+	l.run(func() error { return server.Serve(ctx, listener) })
+	l.run(func() error { return l.registrar.run(ctx) })
+	l.run(func() error { return l.keepLease(ctx) })
+	l.run(func() error {
+		if err := d.client.Watch(ctx, l.take); ctx.Err() == nil {
+			return err
+		}
+		return nil
+	})
+	d.log.Info("cell is up", "lease", l.lease.Subnet, "generation", l.lease.Generation, "underlay", l.socket.Local(), "mtu", l.mtu, "socket", d.cfg.Socket)
+	d.cfg.Ready(Ready{Ready: true, Cell: d.client.Cell(), Underlay: l.socket.Local().String(), Lease: l.lease.Subnet.String(),
+		Socket: d.cfg.Socket, Metrics: metrics, MTU: l.mtu, PID: os.Getpid()})
+	<-ctx.Done()
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+		return cause
+	}
+	return nil
+}
+
+// run starts one of the life's goroutines; its error ends the life.
+func (l *life) run(f func() error) {
+	l.wg.Go(func() {
+		if err := f(); err != nil {
+			l.fail(err)
+		}
+	})
+}
+
+// bind opens the tunnel's socket, on the port of the former life if it can:
+// peers go on sending there.
+func (l *life) bind() error {
+	port := l.d.cfg.Port
+	if held, ok := l.d.ledger.Lease(); ok && port == 0 && held.Port != 0 {
+		s, err := udp.Listen(netip.AddrPortFrom(l.d.cfg.Underlay, held.Port), udp.Options{})
+		if err == nil {
+			l.socket = s
+			return nil
+		}
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return fmt.Errorf("tunnel socket: %w", err)
+		}
+	}
+	s, err := udp.Listen(netip.AddrPortFrom(l.d.cfg.Underlay, port), udp.Options{})
+	if err != nil {
+		return fmt.Errorf("tunnel socket: %w", err)
+	}
+	l.socket = s
+	return nil
+}
+
+// clashes refuses an overlay network that holds what this host is or needs.
+func (l *life) clashes() error {
+	things, err := netcfg.HostNetworks()
+	if err != nil {
+		return err
+	}
+	things = append(things, netcfg.Address("the underlay address", l.d.cfg.Underlay))
+	for _, r := range l.d.cfg.Resolvers {
+		things = append(things, netcfg.Address("a resolver", r.Addr()))
+	}
+	if len(l.d.cfg.Resolvers) == 0 {
+		for _, a := range hostResolvers(dns.DefaultResolvConf) {
+			things = append(things, netcfg.Address("a resolver", a))
+		}
+	}
+	if u, err := url.Parse(l.d.cfg.Server); err == nil {
+		// A name that does not resolve now clashes with nothing yet.
+		addrs, _ := net.DefaultResolver.LookupNetIP(context.Background(), "ip", u.Hostname())
+		for _, a := range addrs {
+			things = append(things, netcfg.Address("the policy server", a))
+		}
+	}
+	return netcfg.Clashes(l.lease.Network, things...)
+}
+
+// hostResolvers are the nameserver lines of resolv.conf(5).
+func hostResolvers(path string) []netip.Addr {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil // the resolver says what is missing
+	}
+	var all []netip.Addr
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) < 2 || f[0] != "nameserver" {
+			continue
+		}
+		if a, err := netip.ParseAddr(f[1]); err == nil {
+			all = append(all, a)
+		}
+	}
+	return all
+}
+
+// build makes tables, fib, resolver and Path over the lease. Nothing is judged
+// before Path.Start.
+func (l *life) build() error {
+	f, err := fib.New(l.lease.Network, l.lease.Subnet)
+	if err != nil {
+		return fmt.Errorf("lease: %w", err)
+	}
+	policies, reach := table.New(), table.New()
+	l.resolver = dns.New(dns.Options{Upstreams: l.d.cfg.Resolvers, Overlay: l.lease.Network, Log: l.d.log})
+	l.path, err = datapath.New(datapath.Options{
+		MTU: l.mtu, Conn: l.socket, FIB: f, Policies: policies, Reach: reach,
+		Resolver:     l.resolve,
+		ResolverAddr: dns.Address.Addr(),
+		Log:          l.d.log,
+	})
+	if err != nil {
+		return errors.Join(err, l.resolver.Close())
+	}
+	l.world = newWorld(l.d.client.Cell(), f, policies, reach, l.path)
+	l.registrar = newRegistrar(l)
+	return nil
+}
+
+// resolve is called by the data path's readers.
+func (l *life) resolve(ep *fib.Local, src netip.AddrPort, query []byte) {
+	l.resolver.Submit(ep.Addr, query, func(answer []byte) { l.path.Reply(src, dns.Address, answer) })
+}
+
+// take puts an event of the watch in force; its return is the acknowledgement.
+func (l *life) take(_ context.Context, e api.Event) error {
+	if err := l.checkPeers(&e); err != nil {
+		l.fail(err)
+		return err
+	}
+	begun := l.d.cfg.Clock.Boot()
+	l.mu.Lock()
+	before := l.world.epoch
+	if err := l.world.take(e); err != nil {
+		l.mu.Unlock()
+		l.d.log.Error("the policy server's word cannot be taken in", "err", err)
+		return err
+	}
+	first := !l.started
+	l.started = true
+	epoch, revision, floor := l.world.epoch, l.world.revision, l.world.floor
+	close(l.changed)
+	l.changed = make(chan struct{})
+	l.mu.Unlock()
+	if first {
+		l.path.Start()
+		l.d.log.Info("first table is in force", "epoch", epoch, "revision", revision)
+	}
+	l.d.ledger.Floor(floor)
+	if before != epoch {
+		// A restored or another store may not know our endpoints.
+		l.registrar.changed()
+	}
+	if e.Heartbeat == nil {
+		l.d.metrics.update.Observe((l.d.cfg.Clock.Boot() - begun).Seconds())
+	}
+	return nil
+}
+
+// checkPeers holds peers against the overlay network: at the start a clash is a
+// reason not to; later one bad peer must not end the cell, and is left out.
+func (l *life) checkPeers(e *api.Event) error {
+	var peers *[]api.Peer
+	switch {
+	case e.Snapshot != nil:
+		peers = &e.Snapshot.Peers
+	case e.Delta != nil:
+		peers = &e.Delta.PeersSet
+	default:
+		return nil
+	}
+	l.mu.Lock()
+	started := l.started
+	l.mu.Unlock()
+	good := make([]api.Peer, 0, len(*peers))
+	var all []error
+	for _, p := range *peers {
+		err := netcfg.Clashes(l.lease.Network, netcfg.Address("the underlay address of peer "+p.Name, p.Underlay))
+		if err == nil {
+			good = append(good, p)
+			continue
+		}
+		all = append(all, err)
+		if started {
+			l.d.log.Error("peer is left out", "peer", p.Name, "err", err)
+		}
+	}
+	if !started && len(all) > 0 {
+		return errors.Join(all...)
+	}
+	*peers = good
+	return nil
+}
