@@ -1,0 +1,7 @@
+//go:build race
+
+package udp_test
+
+// poolsForget: the race detector makes sync.Pool drop what it is given, at random,
+// so that allocations cannot be counted.
+const poolsForget = true
