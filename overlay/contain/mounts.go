@@ -6,9 +6,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"tulle/overlay/netcfg"
 )
 
 // scratch is where a private tmpfs is mounted while the container's file system
@@ -163,15 +164,12 @@ func mask(dir string, uid, gid int) error {
 	if filepath.Clean(dir) == "/" {
 		return errors.New("hide /: it holds the command itself")
 	}
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // thrown away with its rights
+	err := netcfg.OnThread(func() error {
 		// These calls answer with the id before, never with an error.
 		_, _ = unix.SetfsgidRetGid(gid)
 		_, _ = unix.SetfsuidRetUid(uid)
-		done <- unix.Mount("tmpfs", dir, "tmpfs", harmless|unix.MS_RDONLY, "mode=0555,size=4k")
-	}()
-	err := <-done
+		return unix.Mount("tmpfs", dir, "tmpfs", harmless|unix.MS_RDONLY, "mode=0555,size=4k")
+	})
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EACCES) {
 		return nil
 	}

@@ -145,16 +145,12 @@ func look(args []string) int {
 // waitForSignals says "ready", then each signal; the terminate signal ends it.
 func waitForSignals() int {
 	c := make(chan os.Signal, 8)
-	signal.Notify(c, syscall.SIGINT, syscall.SIGUSR1, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGQUIT)
+	signal.Notify(c, syscall.SIGINT, syscall.SIGUSR1, syscall.SIGHUP, syscall.SIGTERM)
 	fmt.Println("ready")
 	for s := range c {
 		fmt.Println(s)
-		switch s {
-		case syscall.SIGTERM:
+		if s == syscall.SIGTERM {
 			return 7
-		case syscall.SIGQUIT: // die of it, as a program without a handler does
-			signal.Reset(syscall.SIGKILL)
-			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
 		}
 	}
 	return 0

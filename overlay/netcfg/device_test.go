@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -221,4 +222,33 @@ func str(err error) string {
 		return ""
 	}
 	return err.Error()
+}
+
+// TestThreadsAreThrownAway: the process stays where it was, whatever threads
+// its goroutines happened to run on, the first one included.
+func TestThreadsAreThrownAway(t *testing.T) {
+	n := nstest.New(t)
+	for range 200 {
+		must(t, n.Do(func() error { return nil }))
+	}
+	for deadline := time.Now().Add(5 * time.Second); ; runtime.Gosched() {
+		inside := 0
+		threads, err := os.ReadDir("/proc/self/task")
+		must(t, err)
+		for _, thread := range threads {
+			same, err := netcfg.Same(n.File(), "/proc/self/task/"+thread.Name()+"/ns/net")
+			if err == nil && same { // one that has ended has no namespace
+				inside++
+			}
+		}
+		if inside == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d threads are still inside", inside)
+		}
+	}
+	if f, err := netcfg.Open("/proc/self/ns/net"); !errors.Is(err, netcfg.ErrOwnNamespace) {
+		t.Errorf("own namespace: %v, %v", f, err)
+	}
 }

@@ -46,18 +46,32 @@ func Same(ns *os.File, path string) (bool, error) {
 	return os.SameFile(a, b), nil
 }
 
-// Do runs f on a thread inside the namespace and throws the thread away: it
-// never runs anything else, so nothing else is ever in that namespace by
-// mistake. Goroutines that f starts are not inside; sockets that f opens are.
+// Do runs f on a thread inside the namespace, as OnThread does. Goroutines that
+// f starts are not inside; sockets that f opens are.
 func Do(ns *os.File, f func() error) error {
+	return OnThread(func() error {
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter network namespace: %w", err)
+		}
+		return f()
+	})
+}
+
+// OnThread runs f on a thread that ends with it, so that what f changes about
+// its thread (namespace, ids) is never met by anything else. It is never the
+// process's first thread: that one cannot end, and /proc/self would show the
+// whole process in its namespace.
+func OnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // never unlocked
-		defer close(done)      // also when f ends its goroutine
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("enter network namespace: %w", err)
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// Held by this goroutine meanwhile, it cannot be given out again.
+			done <- OnThread(f)
+			runtime.UnlockOSThread()
 			return
 		}
+		defer close(done) // also when f ends its goroutine
 		done <- f()
 	}()
 	return <-done

@@ -60,7 +60,7 @@ func NeedTUN(t testing.TB) {
 // one's own (Main).
 func NeedNamespaces(t testing.TB) {
 	t.Helper()
-	if err := onThread(func() error { return unix.Unshare(unix.CLONE_NEWNET) }); err != nil {
+	if err := netcfg.OnThread(func() error { return unix.Unshare(unix.CLONE_NEWNET) }); err != nil {
 		Skip(t, fmt.Sprintf("network namespaces: %v", err))
 	}
 }
@@ -111,7 +111,7 @@ func New(t testing.TB) *Namespace {
 	t.Helper()
 	NeedNamespaces(t)
 	n := &Namespace{}
-	err := onThread(func() error {
+	err := netcfg.OnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return err
 		}
@@ -204,18 +204,6 @@ func up(name string, ip netip.Prefix) error {
 		}
 	}
 	return netlink.LinkSetUp(link)
-}
-
-// onThread runs f on a thread of its own, which ends with f: its namespace is
-// no longer the process's.
-func onThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread is thrown away
-		defer close(done)      // also when f ends its goroutine
-		done <- f()
-	}()
-	return <-done
 }
 
 // inUserNamespace reports whether uid 0 here is somebody else outside.

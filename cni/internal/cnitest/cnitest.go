@@ -1,0 +1,130 @@
+// Package cnitest is a cell daemon's local API for the tests of the CNI plugin:
+// the real server on a real socket, over a handler that keeps endpoints and
+// devices as daemon and holder together do. Its own test drives the plugin with
+// libcni.
+package cnitest
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"tulle/overlay/control"
+)
+
+// Cell is one daemon. Tests read and change its fields between calls, or in Set.
+type Cell struct {
+	Socket    string
+	stop      func()
+	mu        sync.Mutex
+	Endpoints map[string]*Endpoint // guarded by mu
+	Refuse    error                // guarded by mu
+	Address   netip.Prefix         // guarded by mu: the next one given
+	MTU       int                  // guarded by mu
+	Attaches  []control.Attach     // guarded by mu
+	Detached  []string             // guarded by mu
+}
+
+// Endpoint is one attached container.
+type Endpoint struct {
+	control.Endpoint
+	device int
+}
+
+// New starts a cell; it ends with the test.
+func New(t *testing.T) *Cell {
+	t.Helper()
+	c := &Cell{Socket: filepath.Join(t.TempDir(), "celld.sock"), Endpoints: map[string]*Endpoint{},
+		Address: netip.MustParsePrefix("10.255.7.3/32"), MTU: 1410}
+	l, err := control.Listen(c.Socket, 0o600)
+	must(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &control.Server{Handler: c, Log: slog.New(slog.DiscardHandler),
+		Authorizer: control.NewAuthorizer(uint32(os.Geteuid()), nil)}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(ctx, l) }()
+	c.stop = sync.OnceFunc(func() {
+		cancel()
+		must(t, <-served)
+		for name := range c.Endpoints {
+			c.drop(name)
+		}
+	})
+	t.Cleanup(c.stop)
+	return c
+}
+
+// Attach implements control.Handler.
+func (c *Cell) Attach(_ context.Context, r control.AttachRequest) (control.Attached, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.Attaches = append(c.Attaches, r.Attach)
+	if c.Refuse != nil {
+		return control.Attached{}, c.Refuse
+	}
+	if _, ok := c.Endpoints[r.Container]; ok {
+		return control.Attached{}, control.Errorf(control.CodeExists, "container %s is attached already", r.Container)
+	}
+	raw, err := r.TUN.SyscallConn()
+	if err != nil {
+		return control.Attached{}, err
+	}
+	e := &Endpoint{Endpoint: control.Endpoint{Container: r.Container, Address: c.Address.Addr(), Lifeline: r.Lifeline}}
+	if err := raw.Control(func(fd uintptr) { e.device, _ = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return control.Attached{}, err
+	}
+	c.Endpoints[r.Container] = e
+	return control.Attached{Address: c.Address, MTU: c.MTU, Resolver: netip.MustParseAddr("169.254.0.2"), App: "guid"}, nil
+}
+
+// Detach implements control.Handler.
+func (c *Cell) Detach(_ context.Context, _ control.Peer, d control.Detach) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.Detached = append(c.Detached, d.Container)
+	c.drop(d.Container)
+	return nil
+}
+
+func (c *Cell) drop(name string) {
+	if e, ok := c.Endpoints[name]; ok {
+		_ = unix.Close(e.device)
+		delete(c.Endpoints, name)
+	}
+}
+
+// List implements control.Handler.
+func (c *Cell) List(context.Context) ([]control.Endpoint, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var all []control.Endpoint
+	for _, e := range c.Endpoints {
+		all = append(all, e.Endpoint)
+	}
+	return all, nil
+}
+
+// Status implements control.Handler.
+func (c *Cell) Status(context.Context) (control.Status, error) {
+	return control.Status{Cell: "cell-a"}, nil
+}
+
+// Set changes the handler's behaviour between calls.
+func (c *Cell) Set(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f()
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
