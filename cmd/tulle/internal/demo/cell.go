@@ -101,7 +101,7 @@ func (c *Cell) Restart(ctx context.Context) error {
 }
 
 // Stop ends the daemon in order.
-func (c *Cell) Stop() error { return c.process.terminate() }
+func (c *Cell) Stop() error { return c.process.terminate(c.world.patience) }
 
 // PID is the daemon's process.
 func (c *Cell) PID() int { return c.process.pid() }

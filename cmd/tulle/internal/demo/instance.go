@@ -96,5 +96,5 @@ func (i *Instance) Kill(ctx context.Context) error {
 
 // Stop ends the instance's command, which ends its supervisor.
 func (i *Instance) Stop() error {
-	return i.process.stop(i.Close)
+	return i.process.stop(i.Cell.world.patience, i.Close)
 }

@@ -198,24 +198,24 @@ func (p *process) kill() error {
 }
 
 // stop asks the process to end, by what ask does, and kills it if that takes
-// too long, which is an error.
-func (p *process) stop(ask func() error) error {
+// longer than patience, which is an error.
+func (p *process) stop(patience time.Duration, ask func() error) error {
 	if !p.alive() {
 		return nil
 	}
 	if err := ask(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return errors.Join(fmt.Errorf("stop %s: %w", p.name, err), p.kill())
 	}
-	late := time.NewTimer(stopPatience)
+	late := time.NewTimer(patience)
 	defer late.Stop()
 	select {
 	case <-p.done:
 		return nil
 	case <-late.C:
-		return errors.Join(fmt.Errorf("%s did not end within %v and was killed%s", p.name, stopPatience, p.tail()), p.kill())
+		return errors.Join(fmt.Errorf("%s did not end within %v and was killed%s", p.name, patience, p.tail()), p.kill())
 	}
 }
 
-func (p *process) terminate() error {
-	return p.stop(func() error { return p.cmd.Process.Signal(syscall.SIGTERM) })
+func (p *process) terminate(patience time.Duration) error {
+	return p.stop(patience, func() error { return p.cmd.Process.Signal(syscall.SIGTERM) })
 }

@@ -20,7 +20,7 @@ import (
 // container's init, a daemon's holder) and kills what does not, which is an error.
 func (w *World) endStragglers() error {
 	var errs []error
-	deadline := time.Now().Add(stopPatience)
+	deadline := time.Now().Add(w.patience)
 	for _, pid := range w.descendants() {
 		errs = append(errs, endStraggler(pid, deadline))
 	}

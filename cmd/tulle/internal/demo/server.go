@@ -86,7 +86,7 @@ func (s *Server) Restart(ctx context.Context) error {
 }
 
 // Stop ends the server in order.
-func (s *Server) Stop() error { return s.process.terminate() }
+func (s *Server) Stop() error { return s.process.terminate(s.world.patience) }
 
 // PID is the server's process.
 func (s *Server) PID() int { return s.process.pid() }

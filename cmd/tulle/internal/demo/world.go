@@ -52,8 +52,9 @@ type World struct {
 	root      bool
 	uid       uint32
 	log       *slog.Logger
-	plain     *starter // for `tulle run`
-	confined  *starter // for daemons
+	patience  time.Duration // what a process has to end in order
+	plain     *starter      // for `tulle run`
+	confined  *starter      // for daemons
 	cells     []*Cell
 	instances []*Instance
 
@@ -79,6 +80,7 @@ func NewWorld(o Options) (*World, error) {
 		root:       os.Geteuid() == 0,
 		uid:        uint32(os.Geteuid()),
 		log:        o.Log,
+		patience:   stopPatience,
 		namespaces: make(map[string]bool),
 	}
 	if w.root {
@@ -261,7 +263,7 @@ func (w *World) Close() error {
 	}
 	// Whatever else was started, such as one that was never ready.
 	for _, p := range w.processes {
-		errs = append(errs, p.terminate())
+		errs = append(errs, p.terminate(w.patience))
 	}
 	errs = append(errs, w.endStragglers())
 	w.plain.close()
