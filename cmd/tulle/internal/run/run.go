@@ -6,6 +6,7 @@
 package run
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -107,8 +108,8 @@ outside of any policy.`,
 	// Flags behind the command's name are the command's.
 	cmd.Flags().SetInterspersed(false)
 	cmd.Flags().StringVar(&app, "app", "", "app to run as, by name or GUID (required)")
-	cmd.Flags().StringVar(&space, "space", "default", "space of the app, if it is given by name")
-	cmd.Flags().StringVar(&org, "org", "default", "org of the app, if it is given by name")
+	cmd.Flags().StringVar(&space, "space", cmp.Or(os.Getenv("TULLE_SPACE"), "default"), "space of the app, if it is given by name")
+	cmd.Flags().StringVar(&org, "org", cmp.Or(os.Getenv("TULLE_ORG"), "default"), "org of the app, if it is given by name")
 	cmd.Flags().StringVar(&instance, "instance", "", "number of the instance, shown in lists")
 	cmd.Flags().StringVar(&name, "name", "", "name of the container, unique on its cell (default: made up)")
 	cmd.Flags().StringVar(&socket, "socket", control.DefaultSocket(), "socket of the cell daemon")
@@ -145,7 +146,7 @@ func lookup(name string) (uid, gid uint32, err error) {
 		if nerr != nil {
 			return 0, 0, fmt.Errorf("--user %s: %w", name, err)
 		}
-		uid, gid = uint32(n), uint32(n)
+		uid, gid, err = uint32(n), uint32(n), nil
 	} else {
 		uid, gid, err = ids(u)
 	}
