@@ -1,0 +1,142 @@
+package main
+
+import (
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+
+	"tulle/cmd/internal/conf"
+	"tulle/overlay"
+	"tulle/overlay/control"
+	"tulle/policy/api"
+)
+
+// config is the daemon's configuration. Paths are relative to the file's
+// directory.
+type config struct {
+	Name        string         `yaml:"name"`        // the cell's, as in its credential
+	Server      string         `yaml:"server"`      // https://host:port of the policy server's internal API
+	Credentials string         `yaml:"credentials"` // directory with cell.pem, cell-key.pem, server-ca.pem
+	StateDir    string         `yaml:"state_dir"`   // journal and holder; never shared with another daemon
+	Socket      string         `yaml:"socket"`      // of the local API; default $XDG_RUNTIME_DIR/tulle/celld.sock
+	Underlay    netip.Addr     `yaml:"underlay"`    // this host's address that other cells send to
+	Port        uint16         `yaml:"port"`        // UDP port of the tunnel; 0: a free one
+	Mode        api.TunnelMode `yaml:"mode"`        // vxlan
+	MTU         int            `yaml:"mtu"`         // of the containers' devices; 0: the underlay's less 50
+	Metrics     string         `yaml:"metrics"`     // host:port; "": off
+	Allow       []grant        `yaml:"allow"`       // who may attach, beside root and the daemon's own user
+	Resolvers   []resolver     `yaml:"resolvers"`   // DNS servers; default: the host's
+	LogLevel    slog.Level     `yaml:"log_level"`   // debug, info, warn, error
+}
+
+// grant is what a uid may attach; "*" is any.
+type grant struct {
+	UID    *uint32  `yaml:"uid"`
+	Orgs   []string `yaml:"orgs"`
+	Spaces []string `yaml:"spaces"`
+	Apps   []string `yaml:"apps"` // names or GUIDs
+}
+
+func (g grant) Validate() error {
+	var errs []error
+	if g.UID == nil {
+		errs = append(errs, conf.Bad("uid", "is missing"))
+	}
+	if len(g.Orgs)+len(g.Spaces)+len(g.Apps) == 0 {
+		errs = append(errs, conf.Bad("apps", `is missing, as are orgs and spaces; ["*"] allows any app`))
+	}
+	return errors.Join(errs...)
+}
+
+// resolver is a DNS server's address, with or without a port.
+type resolver struct{ netip.AddrPort }
+
+func (r *resolver) UnmarshalText(b []byte) error {
+	if a, err := netip.ParseAddr(string(b)); err == nil {
+		r.AddrPort = netip.AddrPortFrom(a, 53)
+		return nil
+	}
+	var err error
+	if r.AddrPort, err = netip.ParseAddrPort(string(b)); err != nil {
+		return errors.New("must be an address like 192.0.2.53 or 192.0.2.53:5353")
+	}
+	return nil
+}
+
+func defaults() *config {
+	return &config{
+		Socket: control.DefaultSocket(), Port: overlay.DefaultPort, Mode: api.ModeVXLAN,
+		Metrics: "127.0.0.1:9478", LogLevel: slog.LevelInfo,
+	}
+}
+
+// Validate names what is wrong, all of it.
+func (c *config) Validate() error {
+	var errs []error
+	bad := func(key, format string, args ...any) { errs = append(errs, conf.Bad(key, format, args...)) }
+	switch u, err := url.Parse(c.Server); {
+	case c.Server == "":
+		bad("server", "is missing")
+	case err != nil || u.Scheme != "https" || u.Host == "":
+		bad("server", "must be https://host:port")
+	}
+	if c.Credentials == "" {
+		bad("credentials", "is missing")
+	}
+	if c.StateDir == "" {
+		bad("state_dir", "is missing")
+	}
+	switch {
+	case !c.Underlay.IsValid():
+		bad("underlay", "is missing")
+	case !c.Underlay.Is4() || c.Underlay.IsUnspecified() || c.Underlay.IsMulticast():
+		bad("underlay", "must be an IPv4 address of this host")
+	}
+	if c.Mode != api.ModeVXLAN {
+		bad("mode", "must be vxlan, the only mode this daemon has")
+	}
+	if c.MTU != 0 && (c.MTU < 576 || c.MTU > 65485) {
+		bad("mtu", "must be 0 or from 576 to 65485")
+	}
+	if c.Metrics != "" {
+		if _, _, err := net.SplitHostPort(c.Metrics); err != nil {
+			bad("metrics", `must be host:port, or "" for none`)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func loadConfig(path string) (*config, error) {
+	c := defaults()
+	if err := conf.Load(path, c); err != nil {
+		return nil, err
+	}
+	dir, err := filepath.Abs(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range []*string{&c.Credentials, &c.StateDir, &c.Socket} {
+		if !filepath.IsAbs(*p) {
+			*p = filepath.Join(dir, *p)
+		}
+	}
+	return c, nil
+}
+
+// daemon is the configuration as the overlay package takes it.
+func (c *config) daemon() overlay.Config {
+	o := overlay.Config{
+		Name: c.Name, Server: c.Server, Credentials: c.Credentials, StateDir: c.StateDir, Socket: c.Socket,
+		Underlay: c.Underlay, Port: c.Port, Mode: c.Mode, MTU: c.MTU, Metrics: c.Metrics,
+	}
+	for _, g := range c.Allow {
+		o.Allow = append(o.Allow, control.Grant{UID: *g.UID, Orgs: g.Orgs, Spaces: g.Spaces, Apps: g.Apps})
+	}
+	for _, r := range c.Resolvers {
+		o.Resolvers = append(o.Resolvers, r.AddrPort)
+	}
+	return o
+}
