@@ -58,8 +58,16 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
-	defer stop()
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(closed)
+		_ = l.Close()
+	})
+	defer func() {
+		if !stop() {
+			<-closed // the next daemon may bind the same path as soon as Serve has returned
+		}
+	}()
 	slots := make(chan struct{}, maxConns)
 	for {
 		c, err := l.Accept()

@@ -81,7 +81,7 @@ func Listen(path string, perm fs.FileMode) (*Listener, error) {
 		err = os.Chmod(path, perm)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("socket %s: %w", path, err), l.Close())
+		return nil, errors.Join(fmt.Errorf("socket %s: %w", path, err), l.closeLocked())
 	}
 	return l, nil
 }
@@ -89,6 +89,20 @@ func Listen(path string, perm fs.FileMode) (*Listener, error) {
 // Close stops listening and removes the socket file, if it still is ours, and a
 // directory that Listen made, if it is empty.
 func (l *Listener) Close() error {
+	// A daemon that starts at this moment binds before the look below or after
+	// it, not between it and the removal.
+	unlock, err := lockDir(filepath.Dir(l.path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return l.UnixListener.Close() // the directory is gone, and the socket with it
+	}
+	if err != nil {
+		return errors.Join(err, l.UnixListener.Close())
+	}
+	defer unlock()
+	return l.closeLocked()
+}
+
+func (l *Listener) closeLocked() error {
 	err := l.UnixListener.Close()
 	if now, serr := os.Lstat(l.path); serr == nil && l.self != nil && os.SameFile(now, l.self) {
 		err = errors.Join(err, os.Remove(l.path))
