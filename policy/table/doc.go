@@ -13,11 +13,11 @@
 // region's directory, never the whole table's, doubles. So an update's cost
 // follows the change and not the table, and it has no bad day:
 //
-//	hash  63…56     55…32                      31…0
-//	      region    shard (low bits first)     first slot
+//	hash  63…58     57…32                       31…0
+//	      region    directory, low bits first   first bucket
 //
-//	Table.root ─► region ─► directory ─► shard ─► slot {pair, protocol, range}
-//	 256, fixed    doubles on its own     62 slots     └─► spans, where a pair has several
+//	Table.root ─► region ─► directory ─► shard ─► bucket {5 pairs, 5 ranges}
+//	 fixed         doubles on its own     31        └─► spans, where a pair has several
 //
 // What a reader sees is some state between the start and the end of its call. A
 // rule that nobody removes is seen by every lookup, whatever else is going on:

@@ -5,11 +5,19 @@ import (
 	"sync/atomic"
 )
 
-// root is the table's way to a region. Nil: no rule is there.
+// root is the table's way to a region.
 type root = atomic.Pointer[region]
 
+// nowhere is the region of no rules, the same for all tables. Like every region
+// with one shard it is replaced by an update, not written.
+var nowhere = func() *region {
+	r := newRegion(0)
+	r.place(0, 0, new(shard))
+	return r
+}()
+
 // maxDepth is how many bits of the hash there are to pick a shard by. Nothing
-// comes near it: a shard that deep and full needs 91 keys whose seeded hashes
+// comes near it: a shard that deep and full needs 73 keys whose seeded hashes
 // agree in 32 bits.
 const maxDepth = 64 - rootBits - regionShift
 

@@ -10,7 +10,7 @@ const (
 	buckets = 31
 	// fill is how many keys a shard takes before it splits. It leaves room, so
 	// that few buckets run over.
-	fill = 90
+	fill = 72
 )
 
 // shard is a small hash table of buckets. It never changes once it is published.
@@ -30,22 +30,21 @@ type bucket struct {
 
 const runsOver = 1 << 31
 
-// ports is a port range in one word: start above end.
+// ports is a port range in one word: its start above its length. 0 holds no
+// port; a rule's start is at least 1, so the length fits.
 type ports uint32
 
-// noPort is a range that holds no port, not even 0.
-const noPort ports = 0xFFFF << 16
-
-func portsOf(r policy.PortRange) ports { return ports(r.Start)<<16 | ports(r.End) }
-
-func (p ports) domain() policy.PortRange {
-	return policy.PortRange{Start: uint16(p >> 16), End: uint16(p)}
+func portsOf(r policy.PortRange) ports {
+	return ports(r.Start)<<16 | ports(r.End-r.Start+1)
 }
 
-// contains takes no branch: neither difference may be negative.
+func (p ports) domain() policy.PortRange {
+	return policy.PortRange{Start: uint16(p >> 16), End: uint16(p>>16 + p - 1)}
+}
+
 func (p ports) contains(port uint16) bool {
-	start, end := int64(p>>16), int64(p&0xFFFF)
-	return (int64(port)-start)|(end-int64(port)) >= 0
+	// A port below start wraps around to more than any length.
+	return uint32(port)-uint32(p>>16) < uint32(p&0xFFFF)
 }
 
 // entry is one key with its ranges outside of any shard, as the writer carries
@@ -59,36 +58,7 @@ type entry struct {
 // home is the bucket where the search for a hash begins.
 func home(h uint64) uint { return uint(uint64(uint32(h)) * buckets >> 32) }
 
-// allowed reports whether the shard lets pair pass on port. Which slot matches,
-// or whether one does, decides no branch (the ifs become conditional moves): a
-// branch would wait for the cache line, and where the processor guesses it wrong
-// it cannot have begun with the next lookup meanwhile.
-func (s *shard) allowed(h, pair uint64, port uint16) bool {
-	b := &s.buckets[home(h)]
-	if b.odd != 0 {
-		return s.walk(h, pair, port)
-	}
-	found := noPort
-	r0, r1, r2, r3, r4 := b.ranges[0], b.ranges[1], b.ranges[2], b.ranges[3], b.ranges[4]
-	if b.pairs[0] == pair {
-		found = r0
-	}
-	if b.pairs[1] == pair {
-		found = r1
-	}
-	if b.pairs[2] == pair {
-		found = r2
-	}
-	if b.pairs[3] == pair {
-		found = r3
-	}
-	if b.pairs[4] == pair {
-		found = r4
-	}
-	return found.contains(port)
-}
-
-// walk is allowed where a bucket runs over or a key has a list.
+// walk is Lookup where a bucket runs over or a key has a list.
 func (s *shard) walk(h, pair uint64, port uint16) bool {
 	b, i := s.find(h, pair)
 	if b == nil {

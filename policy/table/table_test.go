@@ -54,16 +54,36 @@ func TestNothingIsAllowedByAnEmptyTable(t *testing.T) {
 	}
 }
 
-func TestNoTagMatchesNothing(t *testing.T) {
+// What no policy makes is not kept and allows nothing, not even a port 0.
+func TestRulesThatNoPolicyMakes(t *testing.T) {
 	tab := New()
 	all := policy.PortRange{Start: 1, End: 65535}
-	for _, r := range []Rule{{0, 5, policy.TCP, all}, {5, 0, policy.TCP, all}, {0, 0, policy.TCP, all}} {
-		if tab.Add(r) || tab.Lookup(r.Src, r.Dst, r.Protocol, 80) || tab.Remove(r) {
-			t.Errorf("%v: a rule without a tag is kept or matches", r)
+	for name, r := range map[string]Rule{
+		"no source":      {0, 5, policy.TCP, all},
+		"no destination": {5, 0, policy.TCP, all},
+		"no ends":        {0, 0, policy.TCP, all},
+		"icmp":           {5, 6, 1, all},
+		"no protocol":    {5, 6, 0, all},
+		"from port 0":    {5, 6, policy.TCP, policy.PortRange{Start: 0, End: 80}},
+		"backwards":      {5, 6, policy.TCP, policy.PortRange{Start: 81, End: 80}},
+	} {
+		if tab.Add(r) || tab.Remove(r) {
+			t.Errorf("%s: the rule is kept", name)
+		}
+		for _, port := range []uint16{0, 1, 80, 65535} {
+			if tab.Lookup(r.Src, r.Dst, r.Protocol, port) {
+				t.Errorf("%s: port %d is open", name, port)
+			}
 		}
 	}
 	if tab.Len() != 0 || tab.Generation() != 0 {
 		t.Errorf("%d rules, generation %d, want an untouched table", tab.Len(), tab.Generation())
+	}
+	tab.Add(Rule{5, 6, policy.TCP, all})
+	for port := range 1 << 16 {
+		if got := tab.Lookup(5, 6, policy.TCP, uint16(port)); got != (port > 0) {
+			t.Errorf("a rule for all ports: port %d is %v", port, got)
+		}
 	}
 }
 

@@ -3,9 +3,9 @@ package table
 import "tulle/policy"
 
 // Add puts a rule into the table and reports whether it was not there. When it
-// returns, every lookup that begins sees the rule. A rule that could match
-// nothing, since NoTag is one of its ends or its protocol is neither TCP nor UDP,
-// is not kept: false.
+// returns, every lookup that begins sees the rule. A rule that no policy
+// makes (NoTag is one of its ends, its protocol is neither TCP nor UDP, its ports
+// begin at 0 or run backwards) matches nothing and is not kept: false.
 //
 // One goroutine at a time may call Add and Remove.
 func (t *Table) Add(r Rule) bool { return t.change(r, true) }
@@ -15,16 +15,13 @@ func (t *Table) Add(r Rule) bool { return t.change(r, true) }
 func (t *Table) Remove(r Rule) bool { return t.change(r, false) }
 
 func (t *Table) change(rule Rule, add bool) bool {
-	if !askable(rule.Src, rule.Dst, rule.Protocol) {
+	if rule.Src == policy.NoTag || rule.Dst == policy.NoTag || part[rule.Protocol] == 0 || rule.Ports.Validate() != nil {
 		return false
 	}
 	pair := pairOf(rule.Src, rule.Dst)
 	w := update{table: t, hash: t.hash(pair)}
 	w.at = t.region(w.hash, rule.Protocol)
-	if w.region = w.at.Load(); w.region == nil {
-		w.region = newRegion(0)
-		w.region.place(w.hash, 0, new(shard))
-	}
+	w.region = w.at.Load()
 	old := w.region.shard(w.hash)
 	var ranges spans
 	b, i := old.find(w.hash, pair)
@@ -110,7 +107,7 @@ func (w *update) replace(entries []entry) {
 	case depth > 0:
 		w.region.place(w.hash, depth, newShard(entries))
 	case len(entries) == 0:
-		w.at.Store(nil)
+		w.at.Store(nowhere)
 	default: // the whole region in one shard, and a directory of one entry
 		next := newRegion(0)
 		next.place(w.hash, 0, newShard(entries))
@@ -118,9 +115,9 @@ func (w *update) replace(entries []entry) {
 	}
 }
 
-// part is one of the shards that a full one becomes: that of the keys which
+// half is one of the shards that a full one becomes: that of the keys which
 // agree with hash in depth directory bits.
-type part struct {
+type half struct {
 	hash  uint64
 	depth int
 	shard *shard
@@ -128,13 +125,13 @@ type part struct {
 
 // split publishes entries, too many for one shard, in the shard's place.
 func (w *update) split(entries []entry) {
-	parts := halve(nil, w.hash, w.region.depth(w.hash), entries)
+	halves := halve(nil, w.hash, w.region.depth(w.hash), entries)
 	deepest := 0
-	for _, p := range parts {
+	for _, p := range halves {
 		deepest = max(deepest, p.depth)
 	}
 	next := w.region.grown(deepest)
-	for _, p := range parts {
+	for _, p := range halves {
 		next.place(p.hash, p.depth, p.shard)
 	}
 	if next != w.region {
@@ -142,11 +139,11 @@ func (w *update) split(entries []entry) {
 	}
 }
 
-// halve appends the parts that entries make, which agree with h in depth bits:
+// halve appends the halves that entries make, which agree with h in depth bits:
 // two of them but for the rare case that one half is too full still.
-func halve(parts []part, h uint64, depth int, entries []entry) []part {
+func halve(halves []half, h uint64, depth int, entries []entry) []half {
 	if len(entries) <= fill {
-		return append(parts, part{h, depth, newShard(entries)})
+		return append(halves, half{h, depth, newShard(entries)})
 	}
 	if depth == maxDepth {
 		panic("policy/table: the hashes of too many keys do not differ")
@@ -157,7 +154,7 @@ func halve(parts []part, h uint64, depth int, entries []entry) []part {
 	if bit(h, depth) == 1 {
 		zero, one = one, zero
 	}
-	return halve(halve(parts, zero, depth, entries[:ones]), one, depth, entries[ones:])
+	return halve(halve(halves, zero, depth, entries[:ones]), one, depth, entries[ones:])
 }
 
 // partition moves the entries whose last of depth directory bits is set behind
