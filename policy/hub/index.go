@@ -282,8 +282,6 @@ func (x *Index) Epoch() api.Epoch { return x.epoch }
 // Revision is the last change that the index took in.
 func (x *Index) Revision() api.Revision { return x.revision }
 
-func (x *Index) hostedOn(app policy.AppID, cell string) bool { return x.own[cell][app] > 0 }
-
 // partnered reports whether one of the cell's apps has a policy with app.
 func (x *Index) partnered(app policy.AppID, cell string) bool {
 	partners, own := x.partners[app], x.own[cell]
