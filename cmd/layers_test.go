@@ -23,7 +23,7 @@ var layers = [][]string{
 	{"overlay/tun/tuntest", "overlay/udp/udptest", "overlay/netcfg/nstest", "policy/store", "policy/client", "overlay/control"},
 	{"policy/store/sqlite", "policy/store/storetest", "policy/hub", "overlay/datapath", "overlay/endpoint", "overlay/holder", "cni/netconf", "overlay/contain"},
 	{"policy/server", "overlay", "cni"},
-	{"cmd/tulle/internal/cli", "cmd/tulle/internal/echo", "cmd/tulle/internal/run"},
+	{"policy/server/metrics", "cmd/tulle/internal/cli", "cmd/tulle/internal/echo", "cmd/tulle/internal/run"},
 	{"cmd/tulle/internal/demo"},
 	{"cmd", "cmd/tulle", "cmd/tulle-policy-server", "cmd/tulle-celld", "cmd/tulle-tlsproxy", "cmd/tulle-cni"},
 }

@@ -38,6 +38,8 @@ type Options struct {
 	// TagRest is how long a released tag is given to nobody; 60 s. Cells that
 	// have not heard of the release yet must not take the tag for another app.
 	TagRest time.Duration
+	// MaxTag is the last tag that is given; policy.MaxTag, which the wire bears.
+	MaxTag policy.Tag
 	// Now is the clock; time.Now.
 	Now func() time.Time
 	// Random draws from 0 to n-1, for the choice of subnets; math/rand.
@@ -73,6 +75,9 @@ func Open(ctx context.Context, path string, o Options) (store.Store, error) {
 	}
 	if o.TagRest <= 0 {
 		o.TagRest = defaultTagRest
+	}
+	if o.MaxTag == policy.NoTag {
+		o.MaxTag = policy.MaxTag
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -209,6 +214,3 @@ func bare(err error) error {
 	}
 	return err
 }
-
-// maxTag is the last tag that can be given.
-const maxTag = policy.MaxTag

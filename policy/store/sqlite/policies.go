@@ -95,7 +95,7 @@ func (t *tx) assignTag(app policy.AppID, need int) error {
 	switch {
 	case len(t.free) > 0:
 		tag, t.free = t.free[0], t.free[1:]
-	case t.next <= maxTag:
+	case t.next <= t.db.options.MaxTag:
 		tag = t.next
 		t.next++
 	default:
@@ -180,7 +180,7 @@ func (d *db) LastUpdated(ctx context.Context) (time.Time, error) {
 }
 
 func (d *db) Stats(ctx context.Context) (store.Stats, error) {
-	s := store.Stats{TagLimit: int(maxTag), LeasePool: d.pool.Size()}
+	s := store.Stats{TagLimit: int(d.options.MaxTag), LeasePool: d.pool.Size()}
 	err := d.view(ctx, "read statistics", func(t *sql.Tx) error {
 		if err := t.QueryRowContext(ctx, `SELECT revision,
 			(SELECT count(*) FROM policies), (SELECT count(*) FROM tags WHERE app IS NOT NULL),

@@ -143,31 +143,43 @@ var tagTests = map[string]func(*testing.T, Open){
 		f.add(allow("g", "h", policy.TCP, 1), allow("i", "c", policy.TCP, 1))
 		same(t, "tags", f.tags(), map[policy.AppID]policy.Tag{"c": 3, "d": 4, "e": 5, "f": 6, "g": 1, "h": 2, "i": 7})
 	},
+	"the limit is that of the wire": func(t *testing.T, open Open) {
+		s, err := start(t, open).Stats(t.Context())
+		if err != nil || s.TagLimit != 65535 {
+			t.Errorf("limit %d, %v; want 65535", s.TagLimit, err)
+		}
+	},
 	"the last tag is given, one more is refused whole": func(t *testing.T, open Open) {
-		f := start(t, open)
-		ps := make([]policy.Policy, policy.MaxTag)
-		for i := range ps { // a star of 65,535 apps
+		const last = 300
+		f := start(t, open, func(c *Config) { c.MaxTag = last })
+		ps := make([]policy.Policy, last)
+		for i := range ps { // a star of 301 apps
 			ps[i] = allow("hub", policy.AppID(fmt.Sprint("app-", i)), policy.TCP, 1)
 		}
 		_, err := f.AddPolicies(t.Context(), ps)
 		if !errors.Is(err, store.ErrTagsExhausted) {
-			t.Fatalf("65,536 apps: %v, want %v", err, store.ErrTagsExhausted)
+			t.Fatalf("%d apps: %v, want %v", last+1, err, store.ErrTagsExhausted)
 		}
 		same(t, "state after the refusal", *f.state(), store.State{Epoch: f.Epoch()})
-		f.add(ps[:len(ps)-1]...)
-		if tag := f.tags()[ps[len(ps)-2].Destination]; tag != policy.MaxTag {
-			t.Errorf("the last app has tag %d, want %d", tag, policy.MaxTag)
+		f.add(ps[:last-1]...)
+		if tag := f.tags()[ps[last-2].Destination]; tag != last {
+			t.Errorf("the last app has tag %d, want %d", tag, last)
 		}
-		if _, err := f.AddPolicies(t.Context(), ps[len(ps)-1:]); !errors.Is(err, store.ErrTagsExhausted) {
+		late := ps[last-1]
+		try := func() error {
+			_, err := f.AddPolicies(t.Context(), []policy.Policy{late})
+			return err
+		}
+		if err := try(); !errors.Is(err, store.ErrTagsExhausted) {
 			t.Errorf("one app more: %v, want %v", err, store.ErrTagsExhausted)
 		}
 		f.remove(ps[7])
-		if _, err := f.AddPolicies(t.Context(), ps[len(ps)-1:]); !errors.Is(err, store.ErrTagsExhausted) {
+		if err := try(); !errors.Is(err, store.ErrTagsExhausted) {
 			t.Errorf("while the only free tag rests: %v, want %v", err, store.ErrTagsExhausted)
 		}
 		f.clock.Advance(time.Minute)
-		f.add(ps[len(ps)-1])
-		if tag := f.tags()[ps[len(ps)-1].Destination]; tag != 9 {
+		f.must(try())
+		if tag := f.tags()[late.Destination]; tag != 9 {
 			t.Errorf("the freed tag was 9, given was %d", tag)
 		}
 	},

@@ -22,6 +22,7 @@ type Config struct {
 	Lease   store.LeaseConfig
 	History int           // changes that are kept
 	TagRest time.Duration // rest of a released tag
+	MaxTag  policy.Tag    // the last tag; 0: what the wire bears
 	Now     func() time.Time
 	Random  func(n int) int // nil: the store's own
 }
