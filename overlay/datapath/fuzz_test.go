@@ -88,7 +88,7 @@ func FuzzEgress(f *testing.F) {
 			client.cell.w.pump()
 		}
 		for _, k := range []*container{server, far} {
-			for _, r := range k.got() {
+			for _, r := range k.take() {
 				if !mayReach(r, client, k) {
 					t.Errorf("%s arrived at %s", r, k.addr)
 				}
@@ -117,7 +117,7 @@ func FuzzIngress(f *testing.F) {
 		for _, p := range packets(in) {
 			far.cell.frame(client.cell.underlay, p)
 		}
-		for _, r := range far.got() {
+		for _, r := range far.take() {
 			if !mayReach(r, client, far) {
 				t.Errorf("%s arrived", r)
 			}
