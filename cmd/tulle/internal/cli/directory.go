@@ -51,19 +51,28 @@ func (d directory) find(name string, in place) (api.App, error) {
 	case len(named) == 1:
 		return named[0], nil
 	case len(named) > 1:
-		return api.App{}, ambiguous(name, named)
+		return api.App{}, &appError{name, named}
 	case guid.MatchString(name):
 		return api.App{GUID: policy.AppID(name), Name: name}, nil
 	}
-	return api.App{}, fmt.Errorf("App '%s' not found", name)
+	return api.App{}, &appError{name: name}
 }
 
-func ambiguous(name string, found []api.App) error {
-	lines := []string{fmt.Sprintf("App '%s' is ambiguous, name its space and org or its GUID:", name)}
-	for _, a := range found {
+// appError is a name that is not one app's; candidates are those it could be.
+type appError struct {
+	name       string
+	candidates []api.App
+}
+
+func (e *appError) Error() string {
+	if len(e.candidates) == 0 {
+		return fmt.Sprintf("App '%s' not found", e.name) // the cf CLI's text
+	}
+	lines := []string{fmt.Sprintf("App '%s' is ambiguous, name its space and org or its GUID:", e.name)}
+	for _, a := range e.candidates {
 		lines = append(lines, fmt.Sprintf("  %s  %s", a.GUID, printable(placeOf(a).String())))
 	}
-	return fmt.Errorf("%s", strings.Join(lines, "\n"))
+	return strings.Join(lines, "\n")
 }
 
 // byGUID is the app with that GUID; an unknown one has no name but it.
