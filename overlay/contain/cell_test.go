@@ -247,14 +247,20 @@ func eachUser(t *testing.T, f func(t *testing.T, uid int)) {
 	}
 	for name, uid := range uids {
 		t.Run(name, func(t *testing.T) {
-			if err := netcfg.CheckTUN(); err != nil {
-				nstest.Skip(t, err.Error())
-			}
-			if info, err := os.Stat(netcfg.TUNPath); err == nil && uid != 0 && info.Mode().Perm()&0o006 != 0o006 {
-				nstest.Skip(t, netcfg.ErrTUNClosed.Error())
-			}
+			needTUN(t, uid)
 			f(t, uid)
 		})
+	}
+}
+
+// needTUN skips where that user may not open the TUN device.
+func needTUN(t *testing.T, uid int) {
+	t.Helper()
+	if err := netcfg.CheckTUN(); err != nil {
+		nstest.Skip(t, err.Error())
+	}
+	if info, err := os.Stat(netcfg.TUNPath); err == nil && uid != 0 && info.Mode().Perm()&0o006 != 0o006 {
+		nstest.Skip(t, netcfg.ErrTUNClosed.Error())
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -42,6 +43,19 @@ func (o *Options) identity() (identity, error) {
 	if g == 0 {
 		g = u
 	}
+	// Root of a user namespace can give only what was given to it.
+	for _, id := range []struct {
+		kind, file string
+		n          int
+	}{{"uid", "/proc/self/uid_map", u}, {"gid", "/proc/self/gid_map", g}} {
+		table, err := os.ReadFile(id.file)
+		if err != nil {
+			return identity{}, fmt.Errorf("ids of this user namespace: %w", err)
+		}
+		if !maps(string(table), id.n) {
+			return identity{}, fmt.Errorf("this user namespace has no %s %d for the command; name another user, or run as an ordinary one", id.kind, id.n)
+		}
+	}
 	return identity{
 		root:       true,
 		outerUIDs:  []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}, {ContainerID: u, HostID: u, Size: 1}},
@@ -49,6 +63,17 @@ func (o *Options) identity() (identity, error) {
 		commandUID: syscall.SysProcIDMap{ContainerID: u, HostID: u, Size: 1},
 		commandGID: syscall.SysProcIDMap{ContainerID: g, HostID: g, Size: 1},
 	}, nil
+}
+
+// maps reports whether a uid_map or gid_map (user_namespaces(7)) has id inside.
+func maps(table string, id int) bool {
+	for line := range strings.Lines(table) {
+		var inside, outside, count int
+		if _, err := fmt.Sscan(line, &inside, &outside, &count); err == nil && inside <= id && id-inside < count {
+			return true
+		}
+	}
+	return false
 }
 
 // initAttr starts the init: its namespaces, and a group of its own so that a

@@ -191,7 +191,7 @@ func TestPacketsDoNotWakeTheSupervisor(t *testing.T) {
 		p := c.run(uid, nil, "probe-send")
 		p.expect("ready")
 		await(t, c.attaches, "the attach")
-		const packets = 500
+		const packets = 300 // fewer than the device's queue has room for
 		before := wakeups(t, p.Process.Pid)
 		for range packets {
 			_, err := p.in.Write([]byte("knock\n"))
@@ -235,6 +235,24 @@ func TestTerminal(t *testing.T) {
 		_, err = master.Write([]byte{3})
 		must(t, err)
 		p.expect("^Cinterrupt")
+		// Ctrl-Z stops command and supervisor; the shell's fg continues both.
+		_, err = master.Write([]byte{26})
+		must(t, err)
+		var ws unix.WaitStatus
+		_, err = unix.Wait4(p.Process.Pid, &ws, unix.WUNTRACED, nil)
+		must(t, err)
+		if !ws.Stopped() {
+			t.Fatalf("Ctrl-Z: the supervisor is %v", ws)
+		}
+		if group, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPGRP); err != nil || group != p.Process.Pid {
+			t.Errorf("stopped, the terminal belongs to %d (%v), not to the supervisor %d", group, err, p.Process.Pid)
+		}
+		must(t, p.Process.Signal(syscall.SIGCONT))
+		must(t, p.Process.Signal(syscall.SIGUSR1))
+		p.expect("^Zuser defined signal 1")
+		_, err = master.Write([]byte{3})
+		must(t, err)
+		p.expect("^Cinterrupt") // the terminal is the command's again
 		must(t, p.Process.Signal(syscall.SIGTERM))
 		p.expect("terminated")
 		if got := p.status(); got != 7 {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"syscall"
@@ -139,7 +140,7 @@ func (s *supervisor) next() (report, *os.File, error) {
 	files, err := receive(s.conn, &r)
 	switch {
 	case err != nil:
-		return r, nil, fmt.Errorf("set up the container: its init died: %w", err)
+		return r, nil, fmt.Errorf("set up the container: its init was killed: %w", err)
 	case r.Error != "":
 		control.CloseAll(files)
 		return r, nil, explainInit(r)
@@ -228,8 +229,12 @@ func (s *supervisor) end() {
 // process stops too, so that the shell gets its prompt, and the command goes on
 // when the shell continues this process.
 func (s *supervisor) suspend() {
+	continued := make(chan os.Signal, 1)
+	signal.Notify(continued, syscall.SIGCONT)
+	defer signal.Stop(continued)
 	s.toForeground()
-	_ = unix.Kill(0, unix.SIGSTOP) // returns when continued
+	_ = unix.Kill(0, unix.SIGSTOP)
+	<-continued // the stop comes some time after the call
 	s.tell(order{Resume: true})
 }
 
