@@ -54,7 +54,7 @@ func (u *upstreams) list() []netip.AddrPort {
 		return u.last.servers
 	}
 	u.last.info, u.last.servers = info, []netip.AddrPort{}
-	servers, err := readResolvConf(u.path)
+	servers, err := ReadResolvConf(u.path)
 	if err != nil {
 		u.log.Warn("no resolvers", "path", u.path, "error", err)
 		return u.last.servers
@@ -85,9 +85,9 @@ func (u *upstreams) usable(servers []netip.AddrPort) []netip.AddrPort {
 	return kept
 }
 
-// readResolvConf is the file's nameserver lines; one that holds no address is
+// ReadResolvConf is the file's nameserver lines; one that holds no address is
 // passed over, as the C library does.
-func readResolvConf(path string) ([]netip.AddrPort, error) {
+func ReadResolvConf(path string) ([]netip.AddrPort, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err

@@ -20,9 +20,6 @@ import (
 // them: the kernel's overflow uid, which owns nothing.
 const Nobody = 65534
 
-// DefaultNetwork is the containers' network of a world.
-var DefaultNetwork = netip.MustParsePrefix("10.255.0.0/16")
-
 // Org and Space are where a world's apps live.
 const (
 	Org   = "demo"
@@ -37,7 +34,7 @@ type Options struct {
 	Dir     string       // made under the system's temporary directory if empty; removed on Close
 	BinDir  string       // where tulle, tulle-celld and tulle-policy-server are; default: beside the running program
 	User    uint32       // as root: uid and gid of server and daemons; 0 is Nobody
-	Network netip.Prefix // default DefaultNetwork
+	Network netip.Prefix // default: the first that clashes with nothing here
 	Log     *slog.Logger
 }
 
@@ -90,7 +87,9 @@ func NewWorld(o Options) (*World, error) {
 		}
 	}
 	if !w.Network.IsValid() {
-		w.Network = DefaultNetwork
+		if w.Network, err = freeNetwork(); err != nil {
+			return nil, err
+		}
 	}
 	if w.log == nil {
 		w.log = slog.New(slog.DiscardHandler)
