@@ -55,44 +55,49 @@ func field(status []byte, name string) string {
 	return ""
 }
 
-// readMetrics reads what each process counts, by its name.
-func (t *tour) readMetrics(ctx context.Context) (map[string]Samples, error) {
+// readMetrics reads what each process counts, by its name. A process whose
+// metrics cannot be read is left out; the step that shows them says so.
+func (t *tour) readMetrics(ctx context.Context) map[string]Samples {
 	all := make(map[string]Samples)
-	for name, address := range map[string]string{
-		"server":        t.world.Server.Metrics,
-		t.cells[0].Name: t.cells[0].Metrics,
-		t.cells[1].Name: t.cells[1].Metrics,
-	} {
-		s, err := ReadMetrics(ctx, address)
-		if err != nil {
-			return nil, fmt.Errorf("metrics of %s: %w", name, err)
+	for _, p := range t.counting() {
+		if s, err := ReadMetrics(ctx, p.metrics); err == nil {
+			all[p.name] = s
 		}
-		all[name] = s
 	}
-	return all, nil
+	return all
 }
+
+// counting lists who has metrics, and where.
+func (t *tour) counting() []struct{ name, metrics string } {
+	return []struct{ name, metrics string }{
+		{"tulle-policy-server", t.world.Server.Metrics},
+		{t.cells[0].Name, t.cells[0].Metrics},
+		{t.cells[1].Name, t.cells[1].Metrics},
+	}
+}
+
+// shownSamples is how many of the moved samples are printed of each process.
+const shownSamples = 6
 
 // metrics shows what the steps before have moved. The second cell's counters
 // began anew with its daemon.
 func (t *tour) metrics(ctx context.Context) error {
-	now, err := t.readMetrics(ctx)
-	if err != nil {
-		return err
-	}
-	for _, name := range []string{"server", t.cells[0].Name, t.cells[1].Name} {
-		before := t.before[name]
-		if name == t.cells[1].Name {
-			before = nil
+	delete(t.before, t.cells[1].Name)
+	for _, p := range t.counting() {
+		now, err := ReadMetrics(ctx, p.metrics)
+		if err != nil {
+			t.fail("/metrics of "+p.name, err)
+			continue
 		}
-		var shown []string
-		for _, sample := range now[name].Moved(before) {
+		var moved []string
+		for _, sample := range now.Moved(t.before[p.name]) {
 			if isOurs(sample) {
-				shown = append(shown, sample)
+				moved = append(moved, sample)
 			}
 		}
-		t.check(len(shown) > 0, 0, "/metrics of "+name, fmt.Sprintf("%d samples moved, such as", len(shown)))
-		for _, sample := range shown[:min(len(shown), 6)] {
-			t.note("%s %g", sample, now[name][sample])
+		t.check(len(moved) > 0, 0, "/metrics of "+p.name, fmt.Sprintf("%d counters moved, such as", len(moved)))
+		for _, sample := range moved[:min(len(moved), shownSamples)] {
+			t.note("%s %g", sample, now[sample])
 		}
 	}
 	return nil
