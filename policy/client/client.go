@@ -55,6 +55,10 @@ func (e *StatusError) Error() string {
 	return fmt.Sprintf("policy server: %s (status %d)", e.Text, e.Code)
 }
 
+// pingAfter is how long a connection may be quiet before it is probed, and how
+// long the answer may take.
+const pingAfter = 5 * time.Second
+
 // maxAnswer bounds what is read of an answer, in bytes.
 const maxAnswer = 64 << 20
 
@@ -98,7 +102,7 @@ func New(opt Options) (*Client, error) {
 				IdleConnTimeout:     time.Minute,
 				// A connection whose other end is gone without a word is given up,
 				// and the next request makes a new one.
-				HTTP2: &http.HTTP2Config{SendPingTimeout: opt.Silence / 4, PingTimeout: opt.Silence / 4},
+				HTTP2: &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingAfter},
 			},
 			CheckRedirect: func(*http.Request, []*http.Request) error {
 				return errors.New("the policy server never redirects")

@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
@@ -34,6 +35,11 @@ func strange(t *testing.T, h http.HandlerFunc, opt client.Options) *client.Clien
 	srv.EnableHTTP2 = true
 	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
 	srv.TLS = ca.ServerTLS(roots.Cells, certs)
+	cert, err := certs(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.TLS.Certificates = []tls.Certificate{*cert} // or httptest puts its own there
 	srv.StartTLS()
 	t.Cleanup(srv.Close)
 	cred, err := roots.Cells.IssueCell("a", nil, 0)

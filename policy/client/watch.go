@@ -99,7 +99,9 @@ type watch struct {
 func (w *watch) stream(ctx context.Context) (spoke bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	silence := time.AfterFunc(w.c.opt.Silence, func() { cancel(errSilent) })
+	// Until the answer begins the limit is that of any request: a handshake with
+	// a busy server may take longer than a heartbeat.
+	silence := time.AfterFunc(w.c.opt.RequestTimeout, func() { cancel(errSilent) })
 	defer silence.Stop()
 
 	q := url.Values{"epoch": {string(w.at.Epoch)}, "revision": {strconv.FormatUint(uint64(w.at.Revision), 10)}}
@@ -115,6 +117,7 @@ func (w *watch) stream(ctx context.Context) (spoke bool, err error) {
 	if resp.StatusCode != http.StatusOK {
 		return false, statusError(resp)
 	}
+	silence.Reset(w.c.opt.Silence)
 	lines := json.NewDecoder(resp.Body)
 	for {
 		var e api.Event
