@@ -57,6 +57,5 @@ func writeError(w http.ResponseWriter, r *http.Request, log *slog.Logger, err er
 		w.Header().Set("WWW-Authenticate", "Bearer")
 	}
 	w.WriteHeader(refused.status)
-	// A client that is gone does not hear it; nobody else can be told.
-	_, _ = w.Write(api.ErrorBody(refused.text))
+	_ = write(w, api.ErrorBody(refused.text))
 }

@@ -12,8 +12,7 @@ import (
 	"tulle/policy/auth"
 )
 
-// route is one method of one path. Version is the API's version in the path, or
-// "" where the path has none.
+// route is one method of one path; name is its handler's in the metrics.
 type route struct {
 	method, path, name string
 	handle             handler
@@ -86,8 +85,7 @@ func versioned(h handler) handler {
 func version(r *http.Request) api.Version { return api.Version(mux.Vars(r)["version"]) }
 
 func (s *Server) uptime(w http.ResponseWriter, _ *http.Request) error {
-	_, err := fmt.Fprintf(w, "Network policy server, up for %v\n", time.Since(s.started))
-	return ignoreGone(err)
+	return write(w, fmt.Appendf(nil, "Network policy server, up for %v\n", time.Since(s.started)))
 }
 
 func (s *Server) health(_ http.ResponseWriter, r *http.Request) error {
@@ -97,12 +95,9 @@ func (s *Server) health(_ http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// write sends a body that is complete.
+// write sends a complete body, the end of a handler. Its error is always nil: a
+// client that is gone does not hear the answer, and there is no other to give.
 func write(w http.ResponseWriter, body []byte) error {
-	_, err := w.Write(body)
-	return ignoreGone(err)
+	_, _ = w.Write(body)
+	return nil
 }
-
-// ignoreGone drops the error of writing to a client: it has gone, and its
-// answer with it.
-func ignoreGone(error) error { return nil }

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"tulle/overlay/netcfg/nstest"
 	"tulle/policy"
 	"tulle/policy/store"
 	"tulle/policy/store/sqlite"
@@ -148,6 +149,9 @@ func TestFullDisk(t *testing.T) {
 	if dir := os.Getenv("TULLE_FULL_DISK"); dir != "" {
 		fillDisk(t, dir)
 		return
+	}
+	if out, err := exec.CommandContext(t.Context(), "unshare", "-Urm", "true").CombinedOutput(); err != nil {
+		nstest.Skip(t, fmt.Sprintf("a file system of one's own needs a user namespace: %v: %s", err, out))
 	}
 	dir := t.TempDir()
 	cmd := exec.CommandContext(t.Context(), "unshare", "-Urm", "sh", "-c",

@@ -62,7 +62,7 @@ func (t *tx) putCell(c cell) error {
 func (d *db) Lease(ctx context.Context, name string, r api.LeaseRequest) (api.Lease, error) {
 	answer := api.Lease{Cell: name, Network: d.pool.Network(), Seconds: int64(d.options.Lease.Lifetime / time.Second)}
 	_, err := d.write(ctx, "lease of "+name, func(t *tx) error {
-		if err := checkLease(name, r); err != nil {
+		if err := d.checkLease(name, r); err != nil {
 			return err
 		}
 		if _, err := t.expire(name); err != nil {
@@ -112,12 +112,14 @@ func (d *db) Lease(ctx context.Context, name string, r api.LeaseRequest) (api.Le
 	return answer, nil
 }
 
-func checkLease(name string, r api.LeaseRequest) error {
+func (d *db) checkLease(name string, r api.LeaseRequest) error {
 	switch {
 	case name == "":
 		return fmt.Errorf("%w: a cell needs a name", store.ErrConflict)
 	case !r.Underlay.IsValid() || r.Underlay.IsUnspecified() || r.Underlay.IsMulticast():
 		return fmt.Errorf("%w: underlay address %q is no address of a host", store.ErrConflict, r.Underlay)
+	case d.pool.Network().Contains(r.Underlay):
+		return fmt.Errorf("%w: underlay %s lies in the overlay network %s", store.ErrConflict, r.Underlay, d.pool.Network())
 	case r.Port == 0:
 		return fmt.Errorf("%w: underlay port 0", store.ErrConflict)
 	case r.Mode != api.ModeVXLAN && r.Mode != api.ModeWireGuard:

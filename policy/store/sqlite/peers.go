@@ -22,7 +22,7 @@ func (d *db) AddPeer(ctx context.Context, p api.Peer) error {
 		p.Kind = api.KindSilk
 	}
 	_, err := d.write(ctx, "add peer "+p.Name, func(t *tx) error {
-		if err := checkPeer(p, d); err != nil {
+		if err := d.checkPeer(p); err != nil {
 			return err
 		}
 		if _, err := t.expire(""); err != nil {
@@ -62,7 +62,7 @@ func (d *db) AddPeer(ctx context.Context, p api.Peer) error {
 	return err
 }
 
-func checkPeer(p api.Peer, d *db) error {
+func (d *db) checkPeer(p api.Peer) error {
 	switch {
 	case p.Name == "":
 		return fmt.Errorf("%w: a peer needs a name", store.ErrConflict)

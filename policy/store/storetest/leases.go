@@ -202,6 +202,7 @@ var leaseTests = map[string]func(*testing.T, Open){
 			"no address":         func(r *api.LeaseRequest) { r.Underlay = netip.Addr{} },
 			"any address":        func(r *api.LeaseRequest) { r.Underlay = netip.MustParseAddr("0.0.0.0") },
 			"multicast":          func(r *api.LeaseRequest) { r.Underlay = netip.MustParseAddr("224.0.0.1") },
+			"in the overlay":     func(r *api.LeaseRequest) { r.Underlay = netip.MustParseAddr("10.255.3.4") },
 			"no port":            func(r *api.LeaseRequest) { r.Port = 0 },
 			"unknown mode":       func(r *api.LeaseRequest) { r.Mode = "gre" },
 			"generation 2 ** 40": func(r *api.LeaseRequest) { r.Generation = 1 << 40 },
