@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"encoding/binary"
+	"slices"
 	"testing"
 
 	"tulle/overlay/packet"
@@ -17,6 +18,18 @@ func fuzzWorld(t testing.TB) (w *world, client, server, far *container) {
 	w.allow("web db tcp 80")
 	w.allow("web db udp 53")
 	return w, client, server, far
+}
+
+// forget brings the cells back to where they were before any packet.
+func (w *world) forget() {
+	for _, c := range w.cells {
+		c.path.flows.Each(func(f *flowFlow) { c.path.flows.Delete(f.Ref(), nil) })
+		c.path.Tick(c.path.flows.Now() + 10)
+		c.path.in.frags.datagrams, c.path.in.frags.waiting = nil, 0
+		for _, ep := range c.path.attached {
+			ep.w.frags.datagrams, ep.w.frags.waiting = nil, 0
+		}
+	}
 }
 
 // mayReach is the obvious evaluator for a packet that begins a conversation
@@ -39,12 +52,18 @@ func mayReach(r received, client, server *container) bool {
 	return false
 }
 
-// packets cuts fuzz input into packets, each behind its length.
-func packets(in []byte) [][]byte {
+// packets cuts fuzz input into packets, each behind its length. The IPv4 header
+// at offset at, if there is one, gets its checksum, so that a change in it goes
+// further than that.
+func packets(in []byte, at int) [][]byte {
 	var all [][]byte
 	for len(in) >= 2 && len(all) < 32 {
 		n := min(int(binary.BigEndian.Uint16(in)), len(in)-2)
-		all = append(all, in[2:2+n])
+		p := slices.Clone(in[2 : 2+n])
+		if n >= at+20 && int(p[at]&15)*4 >= 20 && int(p[at]&15)*4 <= n-at {
+			packettest.Fix(p[at:])
+		}
+		all = append(all, p)
 		in = in[2+n:]
 	}
 	return all
@@ -62,7 +81,7 @@ func join(all ...[]byte) []byte {
 // too. Nothing panics, and what arrives anywhere else is what policy allows, from
 // its own address.
 func FuzzEgress(f *testing.F) {
-	_, client, server, far := fuzzWorld(f)
+	world, client, server, far := fuzzWorld(f)
 	plain := make([]byte, packet.VirtioLen)
 	with := func(p []byte) []byte { return append(append([]byte(nil), plain...), p...) }
 	for _, to := range []*container{server, far} {
@@ -81,8 +100,9 @@ func FuzzEgress(f *testing.F) {
 	}
 	f.Add(join(with(packettest.UDP(client.at(1), addrPort("169.254.0.2:53"), []byte("query")))))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		_, client, server, far := fuzzWorld(t)
-		for _, b := range packets(in) {
+		world.t = t
+		world.forget()
+		for _, b := range packets(in, packet.VirtioLen) {
 			w := client.ep.w
 			w.read(copy(w.buf[virtioAt:], b))
 			client.cell.w.pump()
@@ -101,7 +121,7 @@ func FuzzEgress(f *testing.F) {
 // A malicious host of the underlay that has a peer's address sends whatever it
 // likes. Nothing panics, and what arrives is what policy allows.
 func FuzzIngress(f *testing.F) {
-	_, client, _, far := fuzzWorld(f)
+	world, client, _, far := fuzzWorld(f)
 	b := far.cell
 	f.Add(join(sealed(b, 1, packettest.TCP(client.at(1), far.at(80), fSYN, 1, 0, nil)), sealed(b, 1, packettest.TCP(client.at(1), far.at(80), fACK, 2, 0, make([]byte, 100)))))
 	f.Add(join(sealed(b, 1, packettest.UDP(client.at(1), far.at(53), nil)), sealed(b, 0, packettest.UDP(client.at(1), far.at(53), nil)), sealed(b, 2, packettest.UDP(client.at(1), far.at(53), nil))))
@@ -113,8 +133,9 @@ func FuzzIngress(f *testing.F) {
 	f.Add(join(parts[1], parts[2], parts[0]))
 	f.Add(join(sealed(b, 0, packettest.ICMP(client.cell.subnet.Addr(), far.addr, 3, 3, 0, packettest.UDP(far.at(53), client.at(1), nil)))))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		_, client, _, far := fuzzWorld(t)
-		for _, p := range packets(in) {
+		world.t = t
+		world.forget()
+		for _, p := range packets(in, headroom) {
 			far.cell.frame(client.cell.underlay, p)
 		}
 		for _, r := range far.take() {

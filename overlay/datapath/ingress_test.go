@@ -273,6 +273,45 @@ func TestSilkPeer(t *testing.T) {
 	}
 }
 
+// A silk cell that comes back under a new lease is another peer, whose packets
+// belong to no flow of the former.
+func TestSilkPeerGenerationVoidsFlows(t *testing.T) {
+	w := newWorld(t)
+	a := w.cell(1)
+	k := a.container("web", 2)
+	silk := *a.silk(7)
+	a.reach.Add(rule("web * udp 53"))
+	k.send(packettest.UDP(k.at(4000), addrPort("10.255.7.5:53"), nil))
+	reply := sealed(a, 0, packettest.UDP(addrPort("10.255.7.5:53"), k.at(4000), []byte("r")))
+	a.frame(silk.Underlay, reply)
+	k.expect("udp 10.255.7.5:53>10.255.1.2:4000")
+	silk.Generation++
+	a.fib.Update(func(b *fib.Builder) { b.PutPeer(silk) })
+	a.frame(silk.Underlay, reply)
+	k.expect()
+}
+
+// An ICMP error for a container that is gone does not reach the next at its address.
+func TestICMPErrorsNeedTheIncarnation(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.cell(1), w.cell(2)
+	client, server := a.container("web", 2), b.container("db", 3)
+	w.allow("web db udp 53")
+	sent := packettest.UDP(client.at(4000), server.at(53), nil)
+	client.send(sent)
+	e := sealed(a, 0, packettest.ICMP(b.subnet.Addr(), client.addr, 3, 3, 0, sent))
+	a.frame(b.underlay, e)
+	client.expect(fmt.Sprintf("icmp %s>%s 3/3", b.subnet.Addr(), client.addr))
+	a.fib.Update(func(bl *fib.Builder) {
+		l := *a.fib.Load().Local(client.addr)
+		l.Incarnation++
+		client.ep.incarnation = l.Incarnation
+		bl.PutLocal(l)
+	})
+	a.frame(b.underlay, e)
+	client.expect()
+}
+
 // Silk's routers lease one address, which is theirs and no cell's.
 func TestLeaseOfOneAddress(t *testing.T) {
 	w := newWorld(t)
