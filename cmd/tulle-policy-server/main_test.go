@@ -80,7 +80,12 @@ func serving(t *testing.T, args ...string) *running {
 
 func (r *running) get(t *testing.T, path, token string) string {
 	t.Helper()
-	request, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+r.External+path, nil)
+	return fetch(t, "http://"+r.External+path, token)
+}
+
+func fetch(t *testing.T, url, token string) string {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), "GET", url, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,6 +125,14 @@ func TestInitThenServe(t *testing.T) {
 	must(t, "add-peer", "silk-1", "--dir", dir, "--underlay", "192.0.2.9", "--subnet", "10.77.9.0/24")
 	if got := s.get(t, "/v1/cells", token); !strings.Contains(got, `"name":"silk-1","kind":"silk","mode":"vxlan","underlay":"192.0.2.9","port":4789,"subnet":"10.77.9.0/24"`) {
 		t.Errorf("cells: %s", got)
+	}
+	numbers := fetch(t, "http://"+s.Metrics+"/metrics", "")
+	for _, line := range []string{`tulle_lease_subnets{state="used"} 1`, `tulle_policy_revision 1`,
+		`tulle_policy_server_requests_total{api="admin",code="204",handler="add_peer"} 1`,
+		`tulle_policy_server_requests_total{api="external",code="200",handler="whoami"} 1`} {
+		if !strings.Contains(numbers, line+"\n") {
+			t.Errorf("not in the metrics: %s", line)
+		}
 	}
 	status, _, stderr := call(t, "add-peer", "silk-2", "--dir", dir, "--underlay", "192.0.2.10", "--subnet", "10.77.9.128/25")
 	if status != 1 || !strings.Contains(stderr, "overlaps with silk-1's 10.77.9.0/24") {

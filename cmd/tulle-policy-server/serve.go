@@ -13,6 +13,7 @@ import (
 	"tulle/policy/auth"
 	"tulle/policy/ca"
 	"tulle/policy/server"
+	"tulle/policy/server/metrics"
 	"tulle/policy/store/sqlite"
 )
 
@@ -62,7 +63,7 @@ func serve(ctx context.Context, p *place, stdout, stderr io.Writer) (err error) 
 		Store: s, Auth: tokens,
 		ExternalAddress: c.External, ExternalTLS: external,
 		InternalAddress: c.Internal, InternalTLS: ca.ServerTLS(roots.Cells, certificate),
-		Meter: newMeter(), MetricsAddress: c.Metrics,
+		Meter: metrics.New(), MetricsAddress: c.Metrics,
 		AdminSocket: server.AdminSocket(c.Database),
 		MaxPolicies: c.MaxPolicies, AllowedCORSDomains: c.AllowedCORSDomains,
 		Log: log,
