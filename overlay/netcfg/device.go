@@ -20,6 +20,11 @@ type Device struct {
 	MTU     int
 }
 
+// maxSegments is how many segments the container's stack may put into one
+// super-packet: what the daemon takes of one read (packet.MaxFrames). Unset, a
+// connection with a small MSS makes more, and hangs.
+const maxSegments = 64
+
 // addrGenModeNone is IN6_ADDR_GEN_MODE_NONE of <linux/if_link.h>: no link-local
 // address, and so no router solicitation and no listener report.
 const addrGenModeNone = 1
@@ -38,6 +43,9 @@ func Configure(d Device) error {
 	}
 	if err := netlink.LinkSetMTU(link, d.MTU); err != nil {
 		return fmt.Errorf("set MTU %d of %s: %w", d.MTU, d.Name, err)
+	}
+	if err := netlink.LinkSetGSOMaxSegs(link, maxSegments); err != nil {
+		return fmt.Errorf("set segments per super-packet of %s: %w", d.Name, err)
 	}
 	if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: ipNet(d.Address)}); err != nil {
 		return fmt.Errorf("give %s to %s: %w", d.Address, d.Name, err)
