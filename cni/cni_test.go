@@ -121,7 +121,7 @@ func TestFailureAfterTheAttachLeavesNothing(t *testing.T) {
 	if code != 1 || !strings.Contains(out, "MTU") {
 		t.Errorf("exit status %d: %s", code, out)
 	}
-	if diff := cmp.Diff([]string{"c1"}, c.Detached); diff != "" {
+	if diff := cmp.Diff([]string{"c1"}, c.Seen().Detached); diff != "" {
 		t.Errorf("detached (-want +got):\n%s", diff)
 	}
 	nothingLeft(t, n, c)
@@ -137,7 +137,7 @@ func TestSameContainerTwice(t *testing.T) {
 	if code != 1 || !strings.Contains(out, strconv.Itoa(int(cni.CodeExists))) {
 		t.Errorf("exit status %d: %s", code, out)
 	}
-	if len(c.Detached) != 0 {
+	if len(c.Seen().Detached) != 0 {
 		t.Error("the failed ADD detached the container that is there")
 	}
 	t.Run("a second device is another endpoint", func(t *testing.T) {
@@ -145,8 +145,8 @@ func TestSameContainerTwice(t *testing.T) {
 		if out, code := call(env("ADD", "c1", b.Path(), "eth1"), conf("1.0.0", c.Socket)); code != 0 {
 			t.Fatal(out)
 		}
-		if c.Endpoints["c1.eth1"] == nil {
-			t.Errorf("endpoints: %v", c.Endpoints)
+		if diff := cmp.Diff([]string{"c1", "c1.eth1"}, c.Seen().Containers); diff != "" {
+			t.Errorf("endpoints (-want +got):\n%s", diff)
 		}
 	})
 }
@@ -170,7 +170,7 @@ func TestLifelineIsTheProcess(t *testing.T) {
 	if code != 0 {
 		t.Fatal(out)
 	}
-	if got := c.Attaches[0].Lifeline; got != control.LifelinePidfd {
+	if got := c.Seen().Attaches[0].Lifeline; got != control.LifelinePidfd {
 		t.Errorf("lifeline %s", got)
 	}
 }
@@ -206,8 +206,8 @@ func nothingLeft(t *testing.T, n *nstest.Namespace, c *cnitest.Cell) {
 		}
 		return err
 	}))
-	if len(c.Endpoints) != 0 {
-		t.Errorf("endpoints left: %v", c.Endpoints)
+	if left := c.Seen().Containers; len(left) != 0 {
+		t.Errorf("endpoints left: %v", left)
 	}
 	if fds, err := os.ReadDir("/proc/self/fd"); err == nil {
 		for _, f := range fds {

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -225,19 +226,26 @@ func TestMasks(t *testing.T) {
 func TestContextEndsTheCommand(t *testing.T) {
 	needTUN(t, os.Geteuid())
 	for _, row := range []struct {
-		name, script string
-		grace        time.Duration
-		want         int
+		name, trap string
+		grace      time.Duration
+		want       int
 	}{
-		{"terminates", "trap 'exit 9' TERM; echo ready; while :; do sleep 1000 & wait $!; done", time.Minute, 9},
-		{"has to be killed", "trap '' TERM; echo ready; while :; do sleep 1000 & wait $!; done", time.Millisecond, 128 + 9},
+		{"terminates", "exit 9", time.Minute, 9},
+		{"has to be killed", "", time.Millisecond, 128 + 9},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			c := newCell(t)
 			ctx, cancel := context.WithCancel(t.Context())
+			ready, signals := make(chan struct{}), make(chan os.Signal)
+			go func() {
+				<-ready
+				signals <- syscall.SIGWINCH // taken by a supervisor that watches its command
+				cancel()
+			}()
 			var attached []control.Attached
 			status, err := Run(ctx, Options{App: api.AppRef{Name: "web"}, Socket: c.socket, Dir: "/", Grace: row.grace,
-				Command: []string{"/bin/sh", "-c", row.script}, Stdout: whenWritten(cancel),
+				Command: []string{"/bin/sh", "-c", "trap '" + row.trap + "' TERM; echo ready; while :; do sleep 1000 & wait $!; done"},
+				Stdin:   strings.NewReader(""), Stdout: whenWritten(sync.OnceFunc(func() { close(ready) })), Signals: signals,
 				Attached: func(a control.Attached) { attached = append(attached, a) }})
 			if status != row.want || err != nil {
 				t.Errorf("status %d, %v; want %d", status, err, row.want)

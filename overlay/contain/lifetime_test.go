@@ -161,7 +161,9 @@ func TestDaemonThatRefusesForGoodEndsTheContainer(t *testing.T) {
 func TestRefusedAttachStartsNothing(t *testing.T) {
 	eachUser(t, func(t *testing.T, uid int) {
 		c := newCell(t)
+		c.mu.Lock()
 		c.refuse = control.Errorf(control.CodePoolEmpty, "no address is free on this cell")
+		c.mu.Unlock()
 		mark := filepath.Join(c.dir, "mark")
 		p := c.run(uid, func(o *supervised, _ *exec.Cmd) { o.Command = []string{"/usr/bin/touch", mark} })
 		if got := p.status(); got != StatusOwn || !strings.Contains(p.errors.String(), "no address is free on this cell") {

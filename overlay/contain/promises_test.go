@@ -90,6 +90,8 @@ func TestPromises(t *testing.T) {
 		if r.App.Name != "web" || r.Device != "eth0" || r.Peer.UID != uint32(uid) {
 			t.Errorf("attach %+v", r)
 		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
 		if diff := cmp.Diff([]string{container}, c.detached); diff != "" {
 			t.Errorf("detached when tulle run had ended (-want +got):\n%s", diff)
 		}

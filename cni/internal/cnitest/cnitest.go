@@ -7,9 +7,11 @@ package cnitest
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -18,7 +20,7 @@ import (
 	"tulle/overlay/control"
 )
 
-// Cell is one daemon. Tests read and change its fields between calls, or in Set.
+// Cell is one daemon. Tests change its fields in Set.
 type Cell struct {
 	Socket    string
 	stop      func()
@@ -27,8 +29,7 @@ type Cell struct {
 	Refuse    error                // guarded by mu
 	Address   netip.Prefix         // guarded by mu: the next one given
 	MTU       int                  // guarded by mu
-	Attaches  []control.Attach     // guarded by mu
-	Detached  []string             // guarded by mu
+	seen      Seen                 // guarded by mu
 }
 
 // Endpoint is one attached container.
@@ -64,7 +65,7 @@ func New(t *testing.T) *Cell {
 func (c *Cell) Attach(_ context.Context, r control.AttachRequest) (control.Attached, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.Attaches = append(c.Attaches, r.Attach)
+	c.seen.Attaches = append(c.seen.Attaches, r.Attach)
 	if c.Refuse != nil {
 		return control.Attached{}, c.Refuse
 	}
@@ -87,7 +88,7 @@ func (c *Cell) Attach(_ context.Context, r control.AttachRequest) (control.Attac
 func (c *Cell) Detach(_ context.Context, _ control.Peer, d control.Detach) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.Detached = append(c.Detached, d.Container)
+	c.seen.Detached = append(c.seen.Detached, d.Container)
 	c.drop(d.Container)
 	return nil
 }
@@ -113,6 +114,20 @@ func (c *Cell) List(context.Context) ([]control.Endpoint, error) {
 // Status implements control.Handler.
 func (c *Cell) Status(context.Context) (control.Status, error) {
 	return control.Status{Cell: "cell-a"}, nil
+}
+
+// Seen is what has been asked of a cell, and what it has.
+type Seen struct {
+	Attaches   []control.Attach
+	Detached   []string
+	Containers []string // attached now, sorted
+}
+
+// Seen is a copy.
+func (c *Cell) Seen() Seen {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return Seen{slices.Clone(c.seen.Attaches), slices.Clone(c.seen.Detached), slices.Sorted(maps.Keys(c.Endpoints))}
 }
 
 // Set changes the handler's behaviour between calls.

@@ -81,7 +81,7 @@ func TestLifeOfAContainer(t *testing.T) {
 			must(t, n.Do(func() error { return netcfg.Check(device) }))
 			want := []control.Attach{{Container: "c1", Device: "eth0", Lifeline: control.LifelineNone}}
 			want[0].App.Name, want[0].App.Space, want[0].App.Org = "web", "default", "default"
-			if diff := cmp.Diff(want, c.Attaches); diff != "" {
+			if diff := cmp.Diff(want, c.Seen().Attaches); diff != "" {
 				t.Errorf("attaches (-want +got):\n%s", diff)
 			}
 
@@ -113,7 +113,7 @@ func TestLifeOfAContainer(t *testing.T) {
 			}
 			must(t, r.cni.DelNetworkList(ctx, r.list, rt))
 			must(t, r.cni.DelNetworkList(ctx, r.list, &libcni.RuntimeConf{ContainerID: "c1", IfName: "eth0"}))
-			if diff := cmp.Diff([]string{"c1", "c1", "c1"}, c.Detached); diff != "" {
+			if diff := cmp.Diff([]string{"c1", "c1", "c1"}, c.Seen().Detached); diff != "" {
 				t.Errorf("detached (-want +got):\n%s", diff)
 			}
 		})
