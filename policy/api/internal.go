@@ -118,14 +118,15 @@ type Snapshot struct {
 	Revision  Revision   `json:"revision"`
 	Policies  []Policy   `json:"policies"`
 	Tags      []AppTag   `json:"tags"`
-	Endpoints []Endpoint `json:"endpoints"` // of other cells only
+	Endpoints []Endpoint `json:"endpoints"` // on other cells, of the apps that one of this cell's has a policy with
 	Peers     []Peer     `json:"peers"`     // all but the cell itself
 	Floor     Revision   `json:"floor"`
 }
 
 // Delta is what changed for the cell, up to and including Revision. Removals
 // are applied before additions. Within one delta an item stands in at most one
-// of the two lists.
+// of the two lists. A delta may span several revisions, may set what the cell
+// has already and remove what it has not: neither changes anything.
 type Delta struct {
 	Revision         Revision       `json:"revision"`
 	PoliciesRemoved  []Policy       `json:"policies_removed,omitempty"`

@@ -22,6 +22,8 @@ type Index struct {
 	own       map[string]counts[policy.AppID] // instances of a cell by app
 	peers     map[string]api.Peer
 	total     int // policies
+
+	related map[string]map[string]struct{} // what Related found, until a relation changes
 }
 
 // place is where an endpoint lives. One container has one endpoint at a time;
@@ -95,6 +97,7 @@ func NewIndex(s *store.State) *Index {
 		hosts:     make(map[policy.AppID]counts[string]),
 		own:       make(map[string]counts[policy.AppID]),
 		peers:     make(map[string]api.Peer, len(s.Peers)),
+		related:   make(map[string]map[string]struct{}),
 	}
 	var scrap Change
 	for _, p := range s.Policies {
@@ -197,6 +200,9 @@ func (x *Index) Apply(d api.Delta) (*Change, error) {
 			delete(x.peers, name)
 			ch.peers = append(ch.peers, name)
 		}
+	}
+	if ch.Relates() {
+		clear(x.related)
 	}
 	return ch, nil
 }
@@ -302,8 +308,11 @@ func (x *Index) partnered(app policy.AppID, cell string) bool {
 }
 
 // Related lists the other cells that host a partner of one of cell's apps:
-// those who must know of its endpoints. Each is given once.
+// those who must know of its endpoints. The caller leaves the map as it is.
 func (x *Index) Related(cell string) map[string]struct{} {
+	if related, ok := x.related[cell]; ok {
+		return related
+	}
 	related := make(map[string]struct{})
 	for app := range x.own[cell] {
 		for partner := range x.partners[app] {
@@ -314,5 +323,6 @@ func (x *Index) Related(cell string) map[string]struct{} {
 			}
 		}
 	}
+	x.related[cell] = related
 	return related
 }
