@@ -42,7 +42,6 @@ type stage struct {
 	client, server, remote *container
 	conn                   *drain
 	dev                    *sink
-	ack, super             []byte
 	virtio                 packet.Virtio
 }
 
