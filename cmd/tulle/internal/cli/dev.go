@@ -42,8 +42,8 @@ type devWorld struct {
 	TokenFile     string `json:"token_file"`
 	Socket        string `json:"socket"`
 	Directory     string `json:"directory"`
-	ServerMetrics string `json:"server_metrics"`
-	CellMetrics   string `json:"cell_metrics"`
+	ServerMetrics string `json:"server_metrics,omitempty"` // host:port; "": it serves none
+	CellMetrics   string `json:"cell_metrics,omitempty"`
 }
 
 // dev is `tulle dev`.
@@ -215,7 +215,7 @@ func startDevServer(ctx context.Context, o *devOptions) (*child, *startedWorld, 
 	}
 	return c, &startedWorld{
 		devWorld: devWorld{Server: "http://" + ready.External, TokenFile: filepath.Join(dir, "admin.token"),
-			Socket: o.socket, Directory: o.dir, ServerMetrics: "http://" + ready.Metrics + "/metrics"},
+			Socket: o.socket, Directory: o.dir, ServerMetrics: ready.Metrics},
 		serverDir: dir, internal: ready.Internal,
 	}, nil
 }
@@ -248,7 +248,7 @@ func startDevCell(ctx context.Context, o *devOptions, w *startedWorld) (*child, 
 	if err := c.awaitReady(ctx, &ready); err != nil {
 		return nil, errors.Join(err, c.stop())
 	}
-	w.CellMetrics = "http://" + ready.Metrics + "/metrics"
+	w.CellMetrics = ready.Metrics
 	return c, nil
 }
 
