@@ -17,14 +17,17 @@ import (
 // layers below its own, so a folder further down can be read without one
 // further up. A new package takes its place here.
 var layers = [][]string{
-	{"policy", "overlay/packet", "overlay/vxlan", "cmd/internal/conf", "cmd/internal/testrun"},
+	{"policy", "overlay/packet", "overlay/packet/packettest", "overlay/vxlan", "cmd/internal/conf", "cmd/internal/testrun"},
 	{"policy/api", "policy/table", "policy/lease", "policy/auth", "policy/ca",
-		"overlay/fib", "overlay/flow", "overlay/tun", "overlay/udp", "overlay/dns", "overlay/netcfg", "tlsproxy"},
+		"overlay/fib", "overlay/flow", "overlay/tun", "overlay/udp", "overlay/dns", "overlay/netcfg", "tlsproxy/certs"},
+	{"tlsproxy"},
 	{"overlay/tun/tuntest", "overlay/udp/udptest", "overlay/netcfg/nstest", "policy/store", "policy/client", "overlay/control"},
 	{"policy/store/sqlite", "policy/store/storetest", "policy/hub", "overlay/datapath", "overlay/endpoint", "overlay/holder", "cni/netconf", "overlay/contain"},
 	{"policy/server", "overlay", "cni"},
+	{"cni/internal/cnitest"},
 	{"policy/server/metrics", "cmd/tulle/internal/cli", "cmd/tulle/internal/echo", "cmd/tulle/internal/run"},
 	{"cmd/tulle/internal/demo"},
+	{"cmd/tulle/internal/e2e"},
 	{"cmd", "cmd/tulle", "cmd/tulle-policy-server", "cmd/tulle-celld", "cmd/tulle-tlsproxy", "cmd/tulle-cni"},
 }
 

@@ -69,7 +69,7 @@ func (r *resolver) UnmarshalText(b []byte) error {
 func defaults() *config {
 	return &config{
 		Socket: control.DefaultSocket(), Port: overlay.DefaultPort, Mode: api.ModeVXLAN,
-		Metrics: "127.0.0.1:9478", LogLevel: slog.LevelInfo,
+		Metrics: "127.0.0.1:9479", LogLevel: slog.LevelInfo,
 	}
 }
 

@@ -44,7 +44,7 @@ type externalTLS struct {
 
 func defaults() *config {
 	return &config{
-		External: "127.0.0.1:4002", Internal: "127.0.0.1:4003", Metrics: "127.0.0.1:9479",
+		External: "127.0.0.1:4002", Internal: "127.0.0.1:4003", Metrics: "127.0.0.1:9478",
 		Database: "policy.db", PKI: "pki", Tokens: "tokens.yaml",
 		Hosts:   []string{"localhost", "127.0.0.1", "::1"},
 		Network: netip.MustParsePrefix("10.255.0.0/16"), LeaseBits: 24, LeaseLifetime: 168 * time.Hour,
