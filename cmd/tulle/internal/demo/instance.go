@@ -25,7 +25,7 @@ type Instance struct {
 	Index  int
 	Cell   *Cell
 	Addr   netip.Addr
-	Device string // inside its namespace, "eth0"
+	Device string // inside its namespace, with its index: "eth0#2"
 	*echo.Client
 
 	netns   string
@@ -75,8 +75,8 @@ func (w *World) StartApp(ctx context.Context, cell *Cell, app string, index int)
 	if err != nil {
 		return nil, fmt.Errorf("wait for %s to serve: %w%s", i, err, i.process.tail())
 	}
-	if len(ready.Addrs) != 1 {
-		return nil, fmt.Errorf("%s has the addresses %v, not one", i, ready.Addrs)
+	if ready.Self == nil || len(ready.Addrs) != 1 {
+		return nil, fmt.Errorf("%s tells of no single address of its own: %+v", i, ready.Self)
 	}
 	if i.Addr, err = netip.ParseAddr(ready.Addrs[0]); err != nil {
 		return nil, err

@@ -61,7 +61,7 @@ func (r *report) note(format string, args ...any) {
 // Widths of the columns.
 const (
 	askedWidth = 52
-	gotWidth   = 40
+	gotWidth   = 44
 	tookWidth  = 9
 )
 

@@ -23,9 +23,9 @@ func TestReport(t *testing.T) {
 	want := []string{
 		"",
 		"1. A step",
-		"  frontend/0 -> backend/0 tcp 8080                     connected                                   1.5 ms  ok",
-		"  backend/0 -> frontend/0 tcp 8080                     connected                                        -  FAILED",
-		"  another                                              broken                                           -  FAILED",
+		"  frontend/0 -> backend/0 tcp 8080                     connected                                       1.5 ms  ok",
+		"  backend/0 -> frontend/0 tcp 8080                     connected                                            -  FAILED",
+		"  another                                              broken                                               -  FAILED",
 		"    and so on",
 		"",
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -35,14 +36,24 @@ func (t *tour) capabilities(ctx context.Context) error {
 			return err
 		}
 		uid, _, _ := strings.Cut(field(status, "Uid"), "\t")
-		effective := strings.TrimLeft(field(status, "CapEff"), "0")
-		if effective == "" {
-			effective = "0"
-		}
-		t.check(effective == "0" && uid != "0", 0, fmt.Sprintf("/proc/%d/status of %s", p.pid, p.name),
-			fmt.Sprintf("Uid: %s  CapEff: %s  NoNewPrivs: %s", uid, effective, field(status, "NoNewPrivs")))
+		t.privileges(fmt.Sprintf("/proc/%d/status of %s", p.pid, p.name), uid, field(status, "CapEff"), field(status, "NoNewPrivs"))
 	}
+	i := t.apps[backend][0]
+	e, err := i.Do(ctx, echo.Request{Op: echo.OpDescribe})
+	if err != nil {
+		return err
+	}
+	t.privileges("/proc/self/status inside "+i.String(), strconv.Itoa(e.UID), e.CapEff, e.NNP)
 	return nil
+}
+
+// privileges checks that there are none.
+func (t *tour) privileges(of, uid, effective, noNew string) {
+	if effective = strings.TrimLeft(effective, "0"); effective == "" {
+		effective = "0"
+	}
+	t.check(effective == "0" && uid != "0" && noNew == "1", 0, of,
+		fmt.Sprintf("Uid: %s  CapEff: %s  NoNewPrivs: %s", uid, effective, noNew))
 }
 
 // field is a line's value in /proc/PID/status, its first tab left out.

@@ -2,6 +2,7 @@ package demo
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -159,6 +160,16 @@ func (t *tour) try(ctx context.Context, want echo.Outcome, from, to *Instance, o
 	return nil
 }
 
+// tryGone is try towards an instance that is no more.
+func (t *tour) tryGone(ctx context.Context, from, gone *Instance, port uint16) error {
+	e, err := from.Do(ctx, echo.Request{Op: echo.OpDial, Address: gone.At(port), Timeout: 3 * time.Second})
+	if err != nil {
+		return fmt.Errorf("%s asks %v: %w", from, gone.Addr, err)
+	}
+	t.check(e.Outcome == echo.Refused && e.Took < soon, e.Took, fmt.Sprintf("%s -> %s, the old address", from, gone.At(port)), came(e))
+	return nil
+}
+
 func asked(op echo.Op, from, to *Instance, port uint16) string {
 	protocol := "tcp"
 	if op == echo.OpUDP {
@@ -173,7 +184,7 @@ func came(e echo.Event) string {
 	case echo.OK:
 		switch {
 		case e.Text != "":
-			return e.Text
+			return said(e.Text)
 		case e.Bytes > 0:
 			return fmt.Sprintf("%d bytes, each right", e.Bytes)
 		}
@@ -186,6 +197,15 @@ func came(e echo.Event) string {
 		return "no answer"
 	}
 	return string(e.Outcome) + ": " + e.Error
+}
+
+// said is who answered a GET /.
+func said(body string) string {
+	var who struct{ Name, Address string }
+	if err := json.Unmarshal([]byte(body), &who); err != nil {
+		return body
+	}
+	return who.Name + " at " + who.Address + " answers"
 }
 
 // doneAll waits for all calls.

@@ -66,9 +66,7 @@ func run(ctx context.Context, name string, tcp, udp []string, control bool, in i
 	}
 	defer s.close()
 	s.serve()
-	ready := Event{Kind: EventReady, At: time.Now(), Name: name}
-	describe(&ready)
-	emit(ready)
+	emit(Event{Kind: EventReady, At: time.Now(), Name: name, Self: describe()})
 	if !control {
 		<-ctx.Done()
 		return nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -50,7 +51,7 @@ func startContainer(t *testing.T) *container {
 		}
 	})
 	ready, err := c.Ready(testContext(t))
-	if err != nil || ready.Name != "web/0" || !strings.HasPrefix(ready.NetNS, "net:[") {
+	if err != nil || ready.Name != "web/0" || ready.Self == nil || !strings.HasPrefix(ready.NetNS, "net:[") {
 		t.Fatalf("ready: %+v, %v", ready, err)
 	}
 	return c
@@ -245,6 +246,16 @@ func TestVerifySeesEveryDifference(t *testing.T) {
 		if _, err := verify(strings.NewReader(wrong), n, ignore); !errors.Is(err, errCorrupt) {
 			t.Errorf("%s: %v, want %v", name, err, errCorrupt)
 		}
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	e, err := startContainer(t).Do(testContext(t), Request{Op: OpDescribe})
+	if err != nil || e.Outcome != OK || e.Self == nil {
+		t.Fatalf("%+v, %v", e, err)
+	}
+	if e.UID != os.Getuid() || len(e.CapEff) != 16 || e.NNP == "" || e.NetNS == "" {
+		t.Errorf("it sees %+v", e.Self)
 	}
 }
 

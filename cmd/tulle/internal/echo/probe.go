@@ -82,6 +82,8 @@ func (p *prober) do(ctx context.Context, req Request) Event {
 		return p.download(ctx, req)
 	case OpHold:
 		return p.hold(ctx, req)
+	case OpDescribe:
+		return Event{Outcome: OK, At: time.Now(), Self: describe()}
 	}
 	return Event{Outcome: Failed, Error: fmt.Sprintf("no operation %q", req.Op), At: time.Now()}
 }

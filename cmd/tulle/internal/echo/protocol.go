@@ -20,6 +20,7 @@ const (
 	OpDownload Op = "download" // GET /download, every byte checked
 	OpHold     Op = "hold"     // GET /hold: an idle connection until one end, or the network, ends it
 	OpUDP      Op = "udp"      // send a datagram and wait for its echo
+	OpDescribe Op = "describe" // tell again what the ready event told
 	OpStop     Op = "stop"     // end the request whose id is Target
 )
 
@@ -72,12 +73,18 @@ type Event struct {
 	Peer     string        `json:"peer,omitempty"`
 	Local    string        `json:"local,omitempty"`
 	Name     string        `json:"name,omitempty"` // ready
+	*Self
+}
 
-	// ready: the container's own addresses, the device that has the first, and
-	// the namespace both are in, as /proc names it.
-	Addrs  []string `json:"addrs,omitempty"`
-	Device string   `json:"device,omitempty"`
-	NetNS  string   `json:"netns,omitempty"`
+// Self is what a container sees of itself: in a ready event, and in the end of a
+// describe.
+type Self struct {
+	Addrs  []string `json:"addrs,omitempty"`  // its own, loopback left out
+	Device string   `json:"device,omitempty"` // that has the first of them, with its index: "eth0#2"
+	NetNS  string   `json:"netns,omitempty"`  // as /proc names it
+	UID    int      `json:"uid"`
+	CapEff string   `json:"cap_eff,omitempty"` // of /proc/self/status, as are the rest
+	NNP    string   `json:"no_new_privs,omitempty"`
 }
 
 // Outcome is how an attempt, or a connection, ended.

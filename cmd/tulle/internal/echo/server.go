@@ -8,8 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
-	"os"
 	"strconv"
 	"sync"
 	"time"
@@ -216,23 +214,4 @@ func send(w io.Writer, n, rate int64, gone <-chan struct{}) (int64, error) {
 		}
 	}
 	return sent, nil
-}
-
-// describe fills in what a ready event says of the network it is told from.
-func describe(e *Event) {
-	e.NetNS, _ = os.Readlink("/proc/self/ns/net")
-	interfaces, _ := net.Interfaces()
-	for _, i := range interfaces {
-		addrs, _ := i.Addrs()
-		for _, a := range addrs {
-			p, err := netip.ParsePrefix(a.String())
-			if err != nil || p.Addr().IsLoopback() || p.Addr().IsLinkLocalUnicast() {
-				continue
-			}
-			if e.Device == "" {
-				e.Device = i.Name + "#" + strconv.Itoa(i.Index)
-			}
-			e.Addrs = append(e.Addrs, p.Addr().String())
-		}
-	}
 }
