@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -445,4 +446,22 @@ func TestNamesDoNotReachTheTerminalRaw(t *testing.T) {
 	if got, want := b.String(), "name         x\nev?[2Jil??   é\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
+}
+
+// FuzzParsePorts: a person's --port. What is taken is written and taken again as
+// the same.
+func FuzzParsePorts(f *testing.F) {
+	for _, s := range []string{"80", "80-90", "0", "-", "1-2-3", "+1", " 1", "99999999999"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		r, problem := parsePorts(s)
+		if problem != "" {
+			return
+		}
+		again, problem := parsePorts(strconv.Itoa(r.Start) + "-" + strconv.Itoa(r.End))
+		if problem != "" || again != r || r.Start < 0 || r.End < 0 {
+			t.Errorf("%q is %v, then %v, %q", s, r, again, problem)
+		}
+	})
 }
