@@ -37,6 +37,7 @@ type life struct {
 	renew     chan struct{} // capacity 1: renew the lease now
 	fail      context.CancelCauseFunc
 	wg        sync.WaitGroup
+	lines     sync.WaitGroup // those who watch lifelines
 
 	locks keyed // one attach or detach at a time a container
 
@@ -81,8 +82,9 @@ func (d *Daemon) live(ctx context.Context, metrics string) (err error) {
 	defer l.resolver.Close()
 	defer func() {
 		cancel(nil)
-		l.wg.Wait()
+		l.wg.Wait() // with the last handler, so that no lifeline is added any more
 		l.closeLifelines()
+		l.lines.Wait()
 	}()
 	if err := l.restore(ctx); err != nil {
 		return err

@@ -71,7 +71,7 @@ func (ln line) close() error {
 func (l *life) watch(at *attachment) {
 	switch {
 	case at.line.gone != nil:
-		l.wg.Go(func() {
+		l.lines.Go(func() {
 			select {
 			case <-at.line.gone:
 				l.lifelineEnded(at, "its connection ended")
@@ -79,7 +79,7 @@ func (l *life) watch(at *attachment) {
 			}
 		})
 	case at.line.pidfd != nil:
-		l.wg.Go(func() {
+		l.lines.Go(func() {
 			raw, err := at.line.pidfd.SyscallConn()
 			if err == nil {
 				err = raw.Read(func(fd uintptr) bool {
