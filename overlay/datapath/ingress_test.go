@@ -242,16 +242,18 @@ func TestSilkPeer(t *testing.T) {
 	k.expect()
 	a.frame(hashed, sealed(a, tags["other"], packettest.TCP(addrPort("10.255.7.6:1"), k.at(80), fSYN, 1, 0, nil)))
 	k.expect()
+	// A flow is its app's: under another tag the same addresses are judged anew.
+	a.frame(hashed, sealed(a, tags["other"], packettest.TCP(remote, k.at(80), fACK, 2, 8, nil)))
+	k.expect()
 	// Its own address sends nothing, and is not reached.
 	a.frame(hashed, sealed(a, tags["db"], packettest.TCP(addrPort("10.255.7.0:1"), k.at(80), fSYN, 1, 0, nil)))
 	k.expect()
 	k.send(packettest.TCP(k.at(4000), addrPort("10.255.7.0:8080"), fSYN, 1, 0, nil))
 	k.expect(fmt.Sprintf("tcp 10.255.7.0:8080>%s RA", k.at(4000)))
 	// The removal cuts the weak flow too.
-	r := rule("web * tcp 8080")
-	a.reach.Remove(r)
+	a.reach.Remove(rule("web * tcp 8080"))
 	out = nil
-	if n := a.path.Cut([]Pair{{r.Src, r.Dst}}); n != 1 {
+	if n := a.path.Cut([]Pair{{tags["web"], tags["db"]}}); n != 1 {
 		t.Errorf("cut %d flows, want 1", n)
 	}
 	w.pump()
@@ -271,6 +273,28 @@ func TestSilkPeer(t *testing.T) {
 	if len(out) != 1 {
 		t.Errorf("sent %d frames, want 1", len(out))
 	}
+}
+
+// While a lease changes hands its former holder may still be known. What it sends
+// in the name of the new holder's containers is nobody's.
+func TestFormerLeaseholderHasNoIdentity(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.cell(1), w.cell(2)
+	server := a.container("db", 3)
+	w.allow("web db udp 53")
+	next := fib.Peer{Name: "next", Underlay: addrPort("192.0.2.50:4789"), Subnet: b.subnet, Generation: 9}
+	web := addrPort("10.255.2.7:1")
+	a.fib.Update(func(bl *fib.Builder) {
+		bl.PutPeer(next)
+		bl.PutRemote(fib.Remote{Addr: web.Addr(), App: "web", Tag: tags["web"], Incarnation: 7})
+	})
+	frame := sealed(a, tags["web"], packettest.UDP(web, server.at(53), nil))
+	before := a.path.Stats()
+	a.frame(b.underlay, frame)
+	a.dropped(before, NoIdentity)
+	server.expect()
+	a.frame(next.Underlay, frame)
+	server.expect("udp 10.255.2.7:1>10.255.1.3:53")
 }
 
 // A silk cell that comes back under a new lease is another peer, whose packets
@@ -309,6 +333,19 @@ func TestICMPErrorsNeedTheIncarnation(t *testing.T) {
 		bl.PutLocal(l)
 	})
 	a.frame(b.underlay, e)
+	client.expect()
+}
+
+// Nor one about a flow whose policy has just gone.
+func TestICMPErrorsNeedThePolicy(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.cell(1), w.cell(2)
+	client, server := a.container("web", 2), b.container("db", 3)
+	w.allow("web db udp 53")
+	sent := packettest.UDP(client.at(4000), server.at(53), nil)
+	client.send(sent)
+	a.policies.Remove(rule("web db udp 53"))
+	a.frame(b.underlay, sealed(a, 0, packettest.ICMP(b.subnet.Addr(), client.addr, 3, 3, 0, sent)))
 	client.expect()
 }
 

@@ -121,9 +121,7 @@ func (b *Builder) PutPeer(p Peer) uint32 {
 	b.s.peers[p.Name] = &p
 	b.s.underlays[underlayKey(&p)] = &p
 	b.lease(p.Subnet, old, &p)
-	if same {
-		b.adopt(&p)
-	}
+	b.adopt(old, &p, same)
 	return p.ID
 }
 
@@ -144,9 +142,15 @@ func (b *Builder) DeletePeer(name string) {
 	b.lease(old.Subnet, old, nil)
 }
 
-// adopt points a replaced peer's endpoints to what replaced it.
-func (b *Builder) adopt(p *Peer) {
+// adopt points a replaced peer's endpoints to what replaced it. Those of another,
+// whose lease this is no more, are gone: whoever has an address is its
+// leaseholder's in every snapshot.
+func (b *Builder) adopt(old, p *Peer, same bool) {
 	b.eachRemote(p.Subnet, func(r *Remote) {
+		if !same || r.Peer != old {
+			b.DeleteRemote(r.Addr)
+			return
+		}
 		moved := *r
 		moved.Peer = p
 		pg, i := b.page(r.Addr)

@@ -168,7 +168,10 @@ func TestLeaseChangesHands(t *testing.T) {
 		table := newTable(t)
 		other := peer(2)
 		other.Name, other.Underlay = "cell-x", netip.MustParseAddrPort("192.0.2.99:1")
-		table.Update(func(b *Builder) { b.PutPeer(peer(2)) })
+		table.Update(func(b *Builder) {
+			b.PutPeer(peer(2))
+			b.PutRemote(Remote{Addr: addr("10.255.2.1"), App: "web"})
+		})
 		table.Update(func(b *Builder) {
 			if order == "new first" {
 				b.PutPeer(other)
@@ -178,8 +181,8 @@ func TestLeaseChangesHands(t *testing.T) {
 				b.PutPeer(other)
 			}
 		})
-		if _, _, p := table.Load().Lookup(addr("10.255.2.1")); p == nil || p.Name != "cell-x" {
-			t.Errorf("%s: the lease is %v's", order, p)
+		if _, r, p := table.Load().Lookup(addr("10.255.2.1")); p == nil || p.Name != "cell-x" || r != nil {
+			t.Errorf("%s: the lease is %v's, with %v in it", order, p, r)
 		}
 	}
 }

@@ -113,7 +113,12 @@ func (t *Table) SetGeneration(ref Ref, generation uint64) {
 	}
 }
 
+// at is the record of a living flow, or nil; no Ref names one that lives with an
+// even version, the zero Ref least of all.
 func (t *Table) at(ref Ref) *record {
+	if ref.version&1 == 0 {
+		return nil
+	}
 	r := t.shards[ref.shard].record(ref.number)
 	if r.version.Load() != ref.version {
 		return nil
@@ -175,8 +180,8 @@ func (t *Table) Delete(ref Ref, last *Flow) bool {
 	sh := &t.shards[ref.shard]
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	r := sh.record(ref.number)
-	if r.version.Load() != ref.version {
+	r := t.at(ref)
+	if r == nil {
 		return false
 	}
 	if last != nil {
