@@ -110,6 +110,13 @@ func TestReaderOfAFormerContainer(t *testing.T) {
 	client.send(packettest.UDP(client.at(1), addrPort("169.254.0.2:53"), nil))
 	a.dropped(before, EndpointGone, EndpointGone)
 	server.expect()
+	// Nor does its device get what is meant for the next.
+	w.allow("db web udp 53")
+	before = a.path.Stats()
+	server.send(packettest.UDP(server.at(1), client.at(53), nil))
+	a.dropped(before, NoEndpoint)
+	client.expect()
+	server.got()
 	if len(a.queries) != 0 {
 		t.Errorf("queries %q", a.queries)
 	}
