@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"tulle/overlay/datapath"
+	"tulle/policy/table"
 )
 
 // metrics is the daemon's page. What others count is read when the page is;
@@ -24,9 +25,8 @@ type metrics struct {
 	update   prometheus.Histogram
 	attaches *prometheus.HistogramVec
 
-	// base is what former lives counted: counters never fall.
 	packets, bytes, drops, answers, limited, cut, flows, policies, revision, connected, lag,
-	reconnects, peers, remotes, endpoints, addresses, held, lease, queries *prometheus.Desc
+	reconnects, peers, remotes, endpoints, addresses, held, lease, lookup, queries *prometheus.Desc
 }
 
 func newMetrics(d *Daemon) *metrics {
@@ -61,6 +61,7 @@ func newMetrics(d *Daemon) *metrics {
 		addresses:  desc("addresses", "Addresses of the lease, by state.", "state"),
 		held:       desc("holder_descriptors", "Descriptors kept beside the daemon."),
 		lease:      desc("lease_remaining_seconds", "Time until this cell stops passing packets unless its lease is renewed."),
+		lookup:     desc("lookup_seconds", "Mean time of a policy lookup, measured on rules of this cell while this page was made."),
 		queries:    desc("dns_queries_total", "Queries of containers to the resolver, by what became of them.", "result"),
 	}
 	m.registry.MustRegister(m, m.update, m.attaches, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -76,6 +77,33 @@ func (m *metrics) attach(err error) prometheus.Observer {
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(m, ch) }
+
+// lookupTime asks the table for some of its rules, in the order of the map,
+// which is none.
+func (l *life) lookupTime() (mean time.Duration, ok bool) {
+	const sample, rounds = 64, 16
+	rules := make([]table.Rule, 0, sample)
+	l.mu.Lock()
+	for _, r := range l.world.known {
+		if r != (table.Rule{}) {
+			rules = append(rules, r)
+		}
+		if len(rules) == sample {
+			break
+		}
+	}
+	l.mu.Unlock()
+	if len(rules) == 0 {
+		return 0, false
+	}
+	begun := time.Now()
+	for range rounds {
+		for _, r := range rules {
+			l.world.policies.Lookup(r.Src, r.Dst, r.Protocol, r.Ports.Start)
+		}
+	}
+	return time.Since(begun) / time.Duration(rounds*len(rules)), true
+}
 
 // Collect implements prometheus.Collector. Between two lives there is nothing
 // to tell.
@@ -105,6 +133,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	counter(m.cut, s.FlowsCut)
 	gauge(m.flows, float64(s.Flows))
 
+	if mean, ok := l.lookupTime(); ok {
+		gauge(m.lookup, mean.Seconds())
+	}
 	l.mu.Lock()
 	gauge(m.policies, float64(len(l.world.known)))
 	gauge(m.revision, float64(l.world.revision))
