@@ -76,6 +76,18 @@ func (p *Path) cutWhere(gone func(*flow.Flow) bool) int {
 	return n
 }
 
+// endForbidden ends a flow that a packet of its own found forbidden between the
+// change of the tables and Cut. Often that packet is the reset with which the
+// other cell has just ended the flow: it does not pass any more, so the ends here
+// would hear nothing.
+func (p *Path) endForbidden(snap *fib.Snapshot, f *flow.Flow) {
+	p.controlMu.Lock()
+	defer p.controlMu.Unlock()
+	if p.end(snap, f) {
+		p.cut.Add(1)
+	}
+}
+
 // end takes a flow out and tells its ends. The record goes first, so that nothing
 // passes behind the resets. It reports false if another was faster.
 func (p *Path) end(snap *fib.Snapshot, f *flow.Flow) bool {

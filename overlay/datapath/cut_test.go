@@ -96,6 +96,27 @@ func TestCutReachesTheFarEndByItsFlow(t *testing.T) {
 	server.expect()
 }
 
+// The other cell's reset arrives between the change of this cell's table and its
+// Cut: it does not pass any more, and the container is told all the same.
+func TestCutMeetsTheOtherCellsReset(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.cell(1), w.cell(2)
+	client, server := a.container("web", 2), b.container("db", 3)
+	w.allow("web db tcp 80")
+	connect(client, 4000, server, 80)
+	c, s := client.at(4000), server.at(80)
+	a.policies.Remove(rule("web db tcp 80"))
+	if n := b.forbid("web db tcp 80"); n != 1 {
+		t.Fatalf("cut %d flows, want 1", n)
+	}
+	w.pump()
+	resets(t, client, s.String(), c.String(), 501)
+	resets(t, server, c.String(), s.String(), 101)
+	if n := a.forbid("web db tcp 80"); n != 0 || a.path.FlowCount() != 0 {
+		t.Errorf("cut %d flows afterwards, %d are left", n, a.path.FlowCount())
+	}
+}
+
 // In the middle of a lossy download the numbers that passed here and those the
 // receiver has differ; one of the resets fits.
 func TestCutWithALossOnTheWay(t *testing.T) {
@@ -187,7 +208,7 @@ func TestPeerGenerationVoidsFlows(t *testing.T) {
 	}
 }
 
-// What Cut was not told of does not pass either.
+// What Cut was not told of does not pass either, and both ends learn it.
 func TestGenerationIsTheBackstop(t *testing.T) {
 	pairs(t, func(t *testing.T, w *world, client, server *container) {
 		w.allow("web db tcp 80")
@@ -200,8 +221,9 @@ func TestGenerationIsTheBackstop(t *testing.T) {
 		server.expect(fmt.Sprintf("tcp %s>%s A", client.at(4000), server.at(80)))
 		client.cell.policies.Remove(rule("web db tcp 80"))
 		client.send(packettest.TCP(client.at(4000), server.at(80), fACK, 102, 501, []byte("x")))
-		server.expect()
-		client.expect(fmt.Sprintf("tcp %s>%s R", server.at(80), client.at(4000)))
+		resets(t, server, client.at(4000).String(), server.at(80).String(), 102)
+		client.expect(fmt.Sprintf("tcp %s>%s RA", server.at(80), client.at(4000)),
+			fmt.Sprintf("tcp %s>%s R", server.at(80), client.at(4000))) // the cut, and the answer
 	})
 }
 

@@ -40,8 +40,11 @@ func (w *worker) judge(snap *fib.Snapshot, src, dst *end, peer uint32) Reason {
 	flows := w.p.flows
 	if d, hit := flows.Lookup(&w.key, &w.flow); hit {
 		switch {
-		case !w.stands(d, src, dst, peer):
+		case !w.same(d, src, dst, peer):
 			flows.Delete(w.flow.Ref(), nil)
+		case !w.stillAllowed():
+			// Whoever meets it first ends it for both ends: Cut will not find it.
+			w.p.endForbidden(snap, &w.flow)
 		case opens && w.flow.State.Over():
 			// A new connection over the ports of the last, judged as such.
 		case opens && d == flow.Backward && !w.allowed(src, dst, h.Proto, h.DstPort):
@@ -138,21 +141,22 @@ func (w *worker) sameEnds(now *fib.Snapshot, src, dst *end) bool {
 	return incarnation(now, w.h.Src) == src.incarnation && incarnation(now, w.h.Dst) == dst.incarnation
 }
 
-// stands reports whether the flow found still is one between these ends, and
-// allowed.
-func (w *worker) stands(d flow.Direction, src, dst *end, peer uint32) bool {
+// same reports whether the flow found still is one between these ends.
+func (w *worker) same(d flow.Direction, src, dst *end, peer uint32) bool {
 	f := &w.flow
 	from, to := src, dst
 	if d == flow.Backward {
 		from, to = dst, src
 	}
-	if f.Peer != peer || f.SrcIncarnation != from.incarnation || f.DstIncarnation != to.incarnation ||
-		from.here() != (f.Role&flow.SourceHere != 0) || to.here() != (f.Role&flow.DestinationHere != 0) ||
-		otherTag(f.SrcTag, from.tag) || otherTag(f.DstTag, to.tag) {
-		return false
-	}
-	// The backstop of Cut: no flow outlives its policy, even one that Cut was not
-	// told of.
+	return f.Peer == peer && f.SrcIncarnation == from.incarnation && f.DstIncarnation == to.incarnation &&
+		from.here() == (f.Role&flow.SourceHere != 0) && to.here() == (f.Role&flow.DestinationHere != 0) &&
+		!otherTag(f.SrcTag, from.tag) && !otherTag(f.DstTag, to.tag)
+}
+
+// stillAllowed is the backstop of Cut: no flow outlives its policy, even one
+// that Cut has not come to yet or was not told of.
+func (w *worker) stillAllowed() bool {
+	f := &w.flow
 	if g := w.p.generation(); f.Generation != g {
 		if !w.p.allowsFlow(f) {
 			return false

@@ -44,10 +44,10 @@ func TestWhatAHitDependsOn(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.change(&wk.flow, &src, &dst, &peer)
-			if got := wk.stands(flow.Forward, &src, &dst, peer); got != c.stands {
+			if got := wk.same(flow.Forward, &src, &dst, peer) && wk.stillAllowed(); got != c.stands {
 				t.Errorf("a packet of the initiator: stands %t", got)
 			}
-			if got := wk.stands(flow.Backward, &dst, &src, peer); got != c.stands {
+			if got := wk.same(flow.Backward, &dst, &src, peer) && wk.stillAllowed(); got != c.stands {
 				t.Errorf("a packet of the responder: stands %t", got)
 			}
 		})
