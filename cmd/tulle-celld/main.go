@@ -64,8 +64,11 @@ func (e *usageError) Unwrap() error { return e.error }
 
 func exactly(n int) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
-		if err := cobra.ExactArgs(n)(c, args); err != nil {
-			return &usageError{err}
+		switch {
+		case len(args) > n:
+			return &usageError{fmt.Errorf("%s does not take %q", c.CommandPath(), args[n])}
+		case len(args) < n:
+			return &usageError{fmt.Errorf("usage: %s", c.UseLine())}
 		}
 		return nil
 	}

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"tulle/overlay/control"
+)
+
+const complete = `name: cell-1
+server: https://127.0.0.1:4003
+credentials: credentials
+state_dir: /var/lib/tulle
+underlay: 192.0.2.1
+`
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "celld.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestConfig(t *testing.T) {
+	path := write(t, complete+`port: 0
+metrics: ""
+allow:
+- uid: 1000
+  orgs: [acme]
+- uid: 0
+  apps: ["*"]
+resolvers: [192.0.2.53, "192.0.2.54:5353"]
+log_level: debug
+`)
+	c, err := loadConfig(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := c.daemon()
+	if d.Credentials != filepath.Join(filepath.Dir(path), "credentials") || d.StateDir != "/var/lib/tulle" {
+		t.Errorf("paths %s, %s", d.Credentials, d.StateDir)
+	}
+	if d.Port != 0 || d.Metrics != "" || len(d.Allow) != 2 || d.Allow[0].UID != 1000 || d.Allow[0].Orgs[0] != "acme" {
+		t.Errorf("%+v", d)
+	}
+	if len(d.Resolvers) != 2 || d.Resolvers[0].String() != "192.0.2.53:53" || d.Resolvers[1].String() != "192.0.2.54:5353" {
+		t.Errorf("resolvers %v", d.Resolvers)
+	}
+	c, err = loadConfig(write(t, complete))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := c.daemon(); d.Port != 4789 || d.Metrics != "127.0.0.1:9479" || d.Socket != control.DefaultSocket() {
+		t.Errorf("defaults: %+v", d)
+	}
+}
+
+// Each fault is told with key, value and line.
+func TestConfigFaults(t *testing.T) {
+	cases := []struct{ name, text, want string }{
+		{"unknown key", complete + "underlai: 1\n", "line 6: underlai"},
+		{"port", complete + "port: 70000\n", "line 6: port: 70000"},
+		{"mode", complete + "mode: carrier-pigeon\n", `line 6: mode: "carrier-pigeon"`},
+		{"mtu", complete + "mtu: 100\n", "line 6: mtu: 100"},
+		{"metrics", complete + "metrics: nowhere\n", `line 6: metrics: "nowhere"`},
+		{"underlay", strings.Replace(complete, "192.0.2.1", "0.0.0.0", 1), `line 5: underlay: "0.0.0.0"`},
+		{"underlay that is a name", strings.Replace(complete, "192.0.2.1", "here", 1), `line 5: underlay: "here"`},
+		{"server", strings.Replace(complete, "https", "http", 1), `line 2: server: "http://127.0.0.1:4003"`},
+		{"no server", strings.Replace(complete, "server: https://127.0.0.1:4003\n", "", 1), "server: is missing"},
+		{"grant of nothing", complete + "allow:\n- uid: 7\n", "allow[0].apps: is missing"},
+		{"grant to nobody", complete + "allow:\n- apps: [a]\n", "allow[0].uid: is missing"},
+		{"uid", complete + "allow:\n- uid: -1\n  apps: [a]\n", "line 7: allow[0].uid: -1"},
+		{"resolver", complete + "resolvers: [dns.example]\n", `line 6: resolvers[0]: "dns.example"`},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := loadConfig(write(t, c.text))
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want it to say %q", err, c.want)
+			}
+		})
+	}
+}

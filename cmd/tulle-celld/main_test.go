@@ -1,0 +1,268 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tulle/overlay"
+	"tulle/overlay/control"
+	"tulle/overlay/holder"
+	"tulle/overlay/netcfg"
+	"tulle/overlay/netcfg/nstest"
+	"tulle/policy/api"
+	"tulle/policy/ca"
+	"tulle/policy/server"
+	"tulle/policy/store"
+	"tulle/policy/store/sqlite"
+)
+
+const programEnv = "TULLE_TEST_CELLD"
+
+// TestMain is the program itself when a test, or the program, starts it.
+func TestMain(m *testing.M) {
+	if os.Getenv(programEnv) != "" {
+		main()
+	}
+	nstest.Main(m)
+}
+
+// serverFor is a policy server for one cell, whose configuration it writes.
+func serverFor(t *testing.T, name string) (config, state, socket string) {
+	t.Helper()
+	dir := t.TempDir()
+	roots, err := ca.Create(filepath.Join(dir, "pki"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	certs, err := roots.Server.Certificates([]string{"127.0.0.1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cred, err := roots.Cells.IssueCell(name, []ca.Space{ca.AnySpace}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ca.WriteCell(filepath.Join(dir, "credentials"), cred, roots.Server); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s, err := sqlite.Open(ctx, filepath.Join(dir, "tulle.db"), sqlite.Options{
+		Lease: store.LeaseConfig{Network: netip.MustParsePrefix("10.249.0.0/16"), Bits: 24, Lifetime: time.Hour}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := server.NewInternal(ctx, s, server.InternalOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := server.InternalServer(in, ca.ServerTLS(roots.Cells, certs), slog.New(slog.DiscardHandler))
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = srv.ServeTLS(l, "", "") })
+	wg.Go(func() { _ = in.Run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		_ = srv.Close()
+		wg.Wait()
+		_ = s.Close()
+	})
+	config, state, socket = filepath.Join(dir, "celld.yaml"), filepath.Join(dir, "state"), filepath.Join(dir, "run", "celld.sock")
+	text := fmt.Sprintf("name: %s\nserver: https://%s\ncredentials: credentials\nstate_dir: state\nsocket: run/celld.sock\n"+
+		"underlay: 127.0.0.1\nport: 0\nmetrics: 127.0.0.1:0\nresolvers: [127.0.0.1]\n", name, l.Addr())
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return config, state, socket
+}
+
+// start runs the program until it says that it is ready.
+func start(t *testing.T, config string) (*exec.Cmd, overlay.Ready) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "--config", config)
+	cmd.Env = append(os.Environ(), programEnv+"=1")
+	var log bytes.Buffer
+	cmd.Stderr = &log
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if cmd.ProcessState == nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+		if t.Failed() {
+			t.Logf("log:\n%s", log.String())
+		}
+	})
+	var r overlay.Ready
+	line, err := bufio.NewReader(out).ReadBytes('\n')
+	if err == nil {
+		err = json.Unmarshal(line, &r)
+	}
+	if err != nil || !r.Ready {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		t.Fatalf("ready line %q: %v\n%s", line, err, log.String())
+	}
+	return cmd, r
+}
+
+// threads calls f with the status of every thread of a process.
+func threads(t *testing.T, pid int, f func(status string)) {
+	t.Helper()
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	if err != nil || len(files) < 2 {
+		t.Fatalf("threads of %d: %v, %v", pid, files, err)
+	}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			continue // the thread has just ended
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		f(string(b))
+	}
+}
+
+// A container whose attacher keeps nothing: kill -9 of the daemon, and its
+// device, its address and its endpoint are there again. Then a stop in order
+// that leaves nothing.
+func TestKill9(t *testing.T) {
+	nstest.NeedTUN(t)
+	nstest.NeedNamespaces(t)
+	config, state, socket := serverFor(t, "cell-1")
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := holder.Stop(ctx, state); err != nil {
+			t.Error(err)
+		}
+	})
+	cmd, ready := start(t, config)
+	threads(t, cmd.Process.Pid, func(status string) {
+		for _, want := range []string{"CapInh:\t0000000000000000", "CapPrm:\t0000000000000000", "CapEff:\t0000000000000000", "CapAmb:\t0000000000000000", "NoNewPrivs:\t1"} {
+			if !strings.Contains(status, want) {
+				t.Errorf("a thread lacks %q:\n%s", want, status)
+			}
+		}
+	})
+	var core unix.Rlimit
+	if err := unix.Prlimit(cmd.Process.Pid, unix.RLIMIT_CORE, nil, &core); err != nil || core.Max != 0 {
+		t.Errorf("RLIMIT_CORE is %+v, %v", core, err)
+	}
+
+	ns := nstest.New(t)
+	var tun *os.File
+	if err := ns.Do(func() (err error) { tun, err = netcfg.CreateTUN("eth0", 1450); return err }); err != nil {
+		t.Fatal(err)
+	}
+	client, err := control.Dial(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, err := client.Attach(t.Context(), control.Attach{Container: "c1", App: api.AppRef{Name: "web", Space: "dev", Org: "acme"},
+		Device: "eth0", Lifeline: control.LifelineNone}, tun, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	device := netcfg.Device{Name: "eth0", Address: at.Address, MTU: at.MTU}
+	if err := ns.Do(func() error { return netcfg.Configure(device) }); err != nil {
+		t.Fatal(err)
+	}
+	_ = tun.Close()
+	_ = client.Close()
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if err := ns.Do(func() error { return netcfg.Check(device) }); err != nil {
+		t.Errorf("the device after kill -9: %v", err)
+	}
+
+	cmd, again := start(t, config)
+	if again.Underlay != ready.Underlay || again.Lease != ready.Lease {
+		t.Errorf("ready as %+v, was %+v", again, ready)
+	}
+	var out, log bytes.Buffer
+	if code := run(t.Context(), []string{"list", "--config", config, "--output", "json"}, &out, &log); code != 0 {
+		t.Fatalf("list: %s", log.String())
+	}
+	var list []control.Endpoint
+	if err := json.Unmarshal(out.Bytes(), &list); err != nil {
+		t.Fatal(err)
+	}
+	if len(list) != 1 || list[0].Address != at.Address.Addr() || list[0].Incarnation != at.Incarnation || list[0].Waiting || list[0].AppName != "web" {
+		t.Errorf("after kill -9: %+v, attached was %+v", list, at)
+	}
+	out.Reset()
+	if code := run(t.Context(), []string{"list", "--socket", socket}, &out, &log); code != 0 || !strings.Contains(out.String(), "ends by detach alone") {
+		t.Errorf("list says %q", out.String())
+	}
+	if client, err = control.Dial(socket); err != nil {
+		t.Fatal(err)
+	}
+	if err := client.Detach(t.Context(), control.Detach{Container: "c1"}); err != nil {
+		t.Error(err)
+	}
+	_ = client.Close()
+	if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("a stop in order: %v", err)
+	}
+	if _, err := os.Lstat(socket); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the socket: %v", err)
+	}
+}
+
+func TestCommandLine(t *testing.T) {
+	cases := []struct {
+		name string
+		args []string
+		code int
+		says string
+	}{
+		{"nothing", nil, 2, "--config FILE is missing"},
+		{"unknown flag", []string{"--explode"}, 2, "explode"},
+		{"unknown command", []string{"explode"}, 2, "explode"},
+		{"no file", []string{"--config", "/nonexistent/celld.yaml"}, 1, "/nonexistent/celld.yaml"},
+		{"nobody there", []string{"status", "--socket", "/nonexistent/celld.sock"}, 1, "connect to the cell daemon"},
+		{"output", []string{"list", "--output", "xml"}, 2, "xml"},
+		{"version", []string{"version"}, 0, ""},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			var out, log bytes.Buffer
+			if code := run(t.Context(), c.args, &out, &log); code != c.code || !strings.Contains(log.String(), c.says) {
+				t.Errorf("exit %d, %q; want %d and %q", code, log.String(), c.code, c.says)
+			}
+		})
+	}
+}
