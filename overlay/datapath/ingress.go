@@ -140,6 +140,9 @@ func (w *ingress) carry(snap *fib.Snapshot, peer *fib.Peer, p []byte, tag policy
 	if r != Passed {
 		return r
 	}
+	if peer.Kind == fib.Silk {
+		packet.CompleteLeftover(p, h)
+	}
 	return w.forward(e, p)
 }
 
