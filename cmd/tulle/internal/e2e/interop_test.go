@@ -34,7 +34,6 @@ const insideNamespace = "TULLE_E2E_INSIDE"
 var (
 	underlayTulle  = netip.MustParsePrefix("192.0.2.1/24")
 	underlayKernel = netip.MustParsePrefix("192.0.2.2/24")
-	kernelLease    = netip.MustParsePrefix("10.255.77.0/24")
 )
 
 // kernelApp is the app on the kernel's cell. Nobody registers it: its policies
@@ -83,6 +82,8 @@ func newInterop(t *testing.T) *interop {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	w := newWorld(t)
+	network := w.Network.Addr().As4()
+	kernelLease := netip.PrefixFrom(netip.AddrFrom4([4]byte{network[0], network[1], 77, 0}), 24)
 	if _, err := w.StartServer(ctx); err != nil {
 		t.Fatal(err)
 	}

@@ -23,7 +23,7 @@ const vtep = "silk-vtep"
 // addressed, routed and filtered as silk does it (reference: silk-daemon's VTEP
 // and convergence), and one container behind a veth.
 //
-//	container 10.255.77.2 ── veth ── cell 10.255.77.0 (silk-vtep) ── veth ── 192.0.2.1
+//	container X.Y.77.2 ── veth ── cell X.Y.77.0 (silk-vtep) ── veth ── 192.0.2.1
 type kernelCell struct {
 	host, container *nstest.Namespace
 	lease           netip.Prefix

@@ -120,12 +120,8 @@ func newStranger(t *testing.T, cell *demo.Cell, app string, index int) *stranger
 	if err != nil {
 		t.Fatal(err)
 	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	cmd := exec.Command(bin+"/tulle", "run", "--app", app, "--space", demo.Space, "--org", demo.Org,
-		"--instance", strconv.Itoa(index), "--socket", cell.Socket, "--", self)
+		"--instance", strconv.Itoa(index), "--socket", cell.Socket, "--", bin+"/"+self)
 	cmd.Env = append(os.Environ(), strangerRole+"=1")
 	cmd.Stderr = t.Output()
 	in, err := cmd.StdinPipe()

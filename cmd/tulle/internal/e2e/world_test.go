@@ -21,17 +21,32 @@ var build = sync.OnceValues(func() (string, error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return "", err
 	}
-	args := append([]string{"build"}, raceFlags...)
+	args := append([]string{"build", "-trimpath"}, raceFlags...)
 	args = append(args, "-o", dir+string(filepath.Separator))
 	for _, b := range demo.Binaries {
 		args = append(args, "tulle/cmd/"+b)
 	}
 	cmd := exec.Command("go", args...)
 	cmd.Stderr = os.Stderr
-	return dir, cmd.Run()
+	if err := cmd.Run(); err != nil {
+		return "", err
+	}
+	return dir, copySelf(filepath.Join(dir, self))
 })
 
 var built string
+
+// self is this test binary, beside the others, where a container's user may
+// execute it.
+const self = "e2e.test"
+
+func copySelf(to string) error {
+	b, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, b, 0o755)
+}
 
 func TestMain(m *testing.M) {
 	if os.Getenv(strangerRole) != "" {
