@@ -245,13 +245,13 @@ func (t *tour) cut(ctx context.Context) error {
 	for _, c := range conns {
 		client, err := c.call.Done(ctx)
 		if err != nil {
-			return err
+			return fmt.Errorf("%s at %s, %s, lives on: %w", c.name, c.from, c.begun.Local, err)
 		}
 		server, err := c.to.Served(ctx, func(e echo.Event) bool {
 			return e.Kind == echo.EventServed && e.Path == c.path && e.Peer == c.begun.Local
 		})
 		if err != nil {
-			return err
+			return fmt.Errorf("%s at %s, %s, lives on: %w", c.name, c.to, c.begun.Local, err)
 		}
 		for _, end := range []struct {
 			name string
