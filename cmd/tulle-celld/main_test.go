@@ -249,7 +249,7 @@ func TestCommandLine(t *testing.T) {
 		code int
 		says string
 	}{
-		{"nothing", nil, 2, "--config FILE is missing"},
+		{"nothing", []string{}, 2, "--config FILE is missing"},
 		{"unknown flag", []string{"--explode"}, 2, "explode"},
 		{"unknown command", []string{"explode"}, 2, "explode"},
 		{"no file", []string{"--config", "/nonexistent/celld.yaml"}, 1, "/nonexistent/celld.yaml"},

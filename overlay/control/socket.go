@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -33,6 +34,9 @@ type Listener struct {
 	path   string
 	self   os.FileInfo // of the socket file, to never remove another's
 	madeIn string      // a directory Listen made; "" if it was there
+
+	once sync.Once
+	err  error // of the first Close
 }
 
 // Listen binds the socket at path with mode perm. A socket file that is there
@@ -87,8 +91,14 @@ func Listen(path string, perm fs.FileMode) (*Listener, error) {
 }
 
 // Close stops listening and removes the socket file, if it still is ours, and a
-// directory that Listen made, if it is empty.
+// directory that Listen made, if it is empty. It is idempotent, and when any call
+// returns all is done.
 func (l *Listener) Close() error {
+	l.once.Do(func() { l.err = l.close() })
+	return l.err
+}
+
+func (l *Listener) close() error {
 	// A daemon that starts at this moment binds before the look below or after
 	// it, not between it and the removal.
 	unlock, err := lockDir(filepath.Dir(l.path))

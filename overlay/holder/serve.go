@@ -60,6 +60,7 @@ func serve(ctx context.Context, l net.Listener, first time.Duration) error {
 	defer s.idle.Stop()
 	unhook := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer unhook()
+	defer l.Close() // again: that one may still be about to remove the file
 	var wg sync.WaitGroup
 	defer func() {
 		cancel()

@@ -69,7 +69,15 @@ func NeedNamespaces(t testing.TB) {
 // namespaces it runs them in a new user and network namespace as its root.
 func Main(m *testing.M) {
 	const inside = "TULLE_NSTEST_INSIDE"
-	if os.Geteuid() == 0 || os.Getenv(inside) != "" {
+	if os.Getenv(inside) != "" {
+		// A new network namespace begins with lo down; tests listen on 127.0.0.1.
+		if err := netcfg.LoopbackUp(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(m.Run())
+	}
+	if os.Geteuid() == 0 {
 		os.Exit(m.Run())
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
