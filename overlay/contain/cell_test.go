@@ -220,6 +220,8 @@ func (c *cell) run(uid int, mutate func(*supervised, *exec.Cmd), command ...stri
 
 func (p *process) expect(line string) {
 	p.t.Helper()
+	timer := time.AfterFunc(patience, func() { _ = p.Process.Kill() }) // ends the read
+	defer timer.Stop()
 	got, err := p.out.ReadString('\n')
 	if strings.TrimSpace(got) != line {
 		_ = p.Process.Kill()
