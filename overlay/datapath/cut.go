@@ -76,11 +76,11 @@ func (p *Path) cutWhere(gone func(*flow.Flow) bool) int {
 	return n
 }
 
-// endForbidden ends a flow that a packet of its own found forbidden between the
-// change of the tables and Cut. Often that packet is the reset with which the
-// other cell has just ended the flow: it does not pass any more, so the ends here
-// would hear nothing.
-func (p *Path) endForbidden(snap *fib.Snapshot, f *flow.Flow) {
+// endFound ends a flow that a packet of its own found void between the change of
+// tables or fib and the cut. Often that packet is the reset with which the other
+// cell has just ended the flow: it does not pass any more, so the ends here would
+// hear nothing.
+func (p *Path) endFound(snap *fib.Snapshot, f *flow.Flow) {
 	p.controlMu.Lock()
 	defer p.controlMu.Unlock()
 	if p.end(snap, f) {
@@ -121,8 +121,12 @@ func toward(f *flow.Flow, d flow.Direction) flow.Key {
 func (p *Path) endHere(snap *fib.Snapshot, f *flow.Flow, d flow.Direction) {
 	key := toward(f, d)
 	local := snap.Local(key.Dst)
-	if local == nil {
-		return
+	incarnation := f.DstIncarnation
+	if d == flow.Backward {
+		incarnation = f.SrcIncarnation
+	}
+	if local == nil || local.Incarnation != incarnation {
+		return // what has the address now knows nothing of the flow
 	}
 	e := p.device(local)
 	if e == nil {

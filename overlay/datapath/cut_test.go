@@ -117,6 +117,41 @@ func TestCutMeetsTheOtherCellsReset(t *testing.T) {
 	}
 }
 
+// So it is when a container goes, and the news of it is faster than the reset.
+func TestGoneEndpointMeetsItsReset(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.cell(1), w.cell(2)
+	client, server := a.container("web", 2), b.container("db", 3)
+	w.allow("web db tcp 80")
+	connect(client, 4000, server, 80)
+	a.fib.Update(func(bl *fib.Builder) { bl.DeleteRemote(server.addr) })
+	b.path.Detach(server.addr)
+	w.pump()
+	resets(t, client, server.at(80).String(), client.at(4000).String(), 501)
+	if n := a.path.CutEndpoint(server.addr, server.incarnation); n != 0 || a.path.FlowCount() != 0 {
+		t.Errorf("cut %d flows afterwards, %d are left", n, a.path.FlowCount())
+	}
+}
+
+// A reset is not for whoever has the address next.
+func TestCutSparesTheNextContainer(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.cell(1), w.cell(2)
+	client, server := a.container("web", 2), b.container("db", 3)
+	w.allow("web db tcp 80")
+	connect(client, 4000, server, 80)
+	a.fib.Update(func(bl *fib.Builder) {
+		l := *a.fib.Load().Local(client.addr)
+		l.Incarnation++
+		client.ep.incarnation = l.Incarnation
+		bl.PutLocal(l)
+	})
+	if n := a.forbid("web db tcp 80"); n != 1 {
+		t.Errorf("cut %d flows, want 1", n)
+	}
+	client.expect()
+}
+
 // In the middle of a lossy download the numbers that passed here and those the
 // receiver has differ; one of the resets fits.
 func TestCutWithALossOnTheWay(t *testing.T) {
@@ -184,7 +219,8 @@ func TestNewIncarnationVoidsFlows(t *testing.T) {
 		bl.PutRemote(fib.Remote{Addr: next.addr, App: "db", Tag: tags["db"], Incarnation: 3<<32 | 1})
 	})
 	next.send(packettest.UDP(next.at(53), client.at(4000), []byte("reply?")))
-	client.expect()
+	// No reply, but the news that there will be none.
+	client.expect(fmt.Sprintf("icmp %s>%s 3/3", a.subnet.Addr(), client.addr))
 }
 
 func TestPeerGenerationVoidsFlows(t *testing.T) {
@@ -198,7 +234,7 @@ func TestPeerGenerationVoidsFlows(t *testing.T) {
 		bl.PutPeer(fib.Peer{Name: b.name, Underlay: b.underlay, Subnet: b.subnet, Generation: 2})
 	})
 	server.send(packettest.TCP(server.at(80), client.at(4000), fACK, 501, 101, []byte("x")))
-	client.expect()
+	resets(t, client, server.at(80).String(), client.at(4000).String(), 501)
 	server.got()
 	connectAgain := packettest.UDP(client.at(1), server.at(1), nil)
 	client.send(connectAgain)

@@ -244,7 +244,7 @@ func TestSilkPeer(t *testing.T) {
 	k.expect()
 	// A flow is its app's: under another tag the same addresses are judged anew.
 	a.frame(hashed, sealed(a, tags["other"], packettest.TCP(remote, k.at(80), fACK, 2, 8, nil)))
-	k.expect()
+	resets(t, k, remote.String(), k.at(80).String(), 2)
 	// Its own address sends nothing, and is not reached.
 	a.frame(hashed, sealed(a, tags["db"], packettest.TCP(addrPort("10.255.7.0:1"), k.at(80), fSYN, 1, 0, nil)))
 	k.expect()
@@ -312,7 +312,7 @@ func TestSilkPeerGenerationVoidsFlows(t *testing.T) {
 	silk.Generation++
 	a.fib.Update(func(b *fib.Builder) { b.PutPeer(silk) })
 	a.frame(silk.Underlay, reply)
-	k.expect()
+	k.expect(fmt.Sprintf("icmp %s>%s 3/3", a.subnet.Addr(), k.addr)) // no reply, but the news that there will be none
 }
 
 // An ICMP error for a container that is gone does not reach the next at its address.

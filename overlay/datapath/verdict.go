@@ -40,11 +40,9 @@ func (w *worker) judge(snap *fib.Snapshot, src, dst *end, peer uint32) Reason {
 	flows := w.p.flows
 	if d, hit := flows.Lookup(&w.key, &w.flow); hit {
 		switch {
-		case !w.same(d, src, dst, peer):
-			flows.Delete(w.flow.Ref(), nil)
-		case !w.stillAllowed():
+		case !w.same(d, src, dst, peer), !w.stillAllowed():
 			// Whoever meets it first ends it for both ends: Cut will not find it.
-			w.p.endForbidden(snap, &w.flow)
+			w.p.endFound(snap, &w.flow)
 		case opens && w.flow.State.Over():
 			// A new connection over the ports of the last, judged as such.
 		case opens && d == flow.Backward && !w.allowed(src, dst, h.Proto, h.DstPort):
