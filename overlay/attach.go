@@ -85,7 +85,7 @@ func (l *life) admit(ctx context.Context, r control.AttachRequest, dev tun.Devic
 	connected := l.d.client.Connected()
 	if !known && !connected {
 		// Nothing is allocated for what may never be.
-		if !until(patience, l.connected) {
+		if !until(patience, l.heard()) {
 			return e, unreachable()
 		}
 		connected = true
@@ -168,12 +168,17 @@ func lost(err error) bool {
 	return errors.As(err, &e) && e.Code == control.CodeUnreachable
 }
 
-// connected is a condition for until. The watch's first word is an event, so
-// that a change is never missed.
-func (l *life) connected() (bool, <-chan struct{}) {
+// heard is a condition for until: the server is connected, or has said something
+// since. (The client tells that it is connected only after the first event.)
+func (l *life) heard() func() (bool, <-chan struct{}) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.d.client.Connected(), l.changed
+	since := l.events
+	l.mu.Unlock()
+	return func() (bool, <-chan struct{}) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.events > since || l.d.client.Connected(), l.changed
+	}
 }
 
 // knownApp reports whether an app's slice is in the table: another instance is

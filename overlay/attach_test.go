@@ -214,6 +214,21 @@ func TestNoServer(t *testing.T) {
 		t.Errorf("the holder has %d descriptors of 3", n)
 	}
 
+	// The server comes back while an attach waits for it.
+	attached, conn2 := make(chan error, 1), one.client()
+	go func() {
+		_, err := conn2.Attach(t.Context(), one.request("new-2", "new", control.LifelineConnection), tun, nil)
+		attached <- err
+	}()
+	p.start()
+	if err := <-attached; err != nil {
+		t.Errorf("an attach that the server came back to: %v", err)
+	}
+	if err := one.client().Detach(t.Context(), control.Detach{Container: "new-2"}); err != nil {
+		t.Error(err)
+	}
+	p.stop()
+
 	// A start without a server, from the journal: devices are kept, nothing
 	// passes, until the server is back.
 	one.shut()

@@ -45,6 +45,7 @@ type life struct {
 	world    *world
 	started  bool          // the first table of this life is published
 	changed  chan struct{} // closed and replaced with every event
+	events   uint64        // taken in so far
 	attached map[string]*attachment
 	hosted   map[policy.AppID]api.Revision // apps registered here, and since which revision
 	hostedAt api.Epoch
@@ -234,6 +235,7 @@ func (l *life) take(_ context.Context, e api.Event) error {
 	}
 	first := !l.started
 	l.started = true
+	l.events++
 	epoch, revision, floor := l.world.epoch, l.world.revision, l.world.floor
 	close(l.changed)
 	l.changed = make(chan struct{})
@@ -246,6 +248,8 @@ func (l *life) take(_ context.Context, e api.Event) error {
 	if before != epoch {
 		// A restored or another store may not know our endpoints.
 		l.registrar.changed()
+	} else if !l.d.client.Connected() {
+		l.registrar.wake() // the first event of a stream: the server is there again
 	}
 	if e.Heartbeat == nil {
 		l.d.metrics.update.Observe((l.d.cfg.Clock.Boot() - begun).Seconds())

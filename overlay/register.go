@@ -108,6 +108,7 @@ func (r *registrar) run(ctx context.Context) error {
 		retry := time.NewTimer(pause/2 + rand.N(pause/2))
 		select {
 		case <-retry.C:
+		case <-r.kick: // an attach waits, or the server is heard again
 		case <-ctx.Done():
 		}
 		retry.Stop()

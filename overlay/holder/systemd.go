@@ -25,9 +25,8 @@ const storePrefix = "tulle-"
 type Systemd struct {
 	addr string
 
-	mu    sync.Mutex // guards the fields below
-	start map[string]*os.File
-	names map[string]bool
+	mu    sync.Mutex // guards files, and is held over a request
+	files map[string]*os.File
 }
 
 // UnderSystemd reports whether the process was started by a service manager
@@ -41,7 +40,7 @@ func UnderSystemd(getenv func(string) string) bool {
 // OpenSystemd takes over what the service manager passed. Call it once, before
 // anything opens descriptors.
 func OpenSystemd(getenv func(string) string) (*Systemd, error) {
-	s := &Systemd{addr: getenv("NOTIFY_SOCKET"), start: map[string]*os.File{}, names: map[string]bool{}}
+	s := &Systemd{addr: getenv("NOTIFY_SOCKET"), files: map[string]*os.File{}}
 	if s.addr == "" {
 		return nil, errors.New("descriptor store: NOTIFY_SOCKET is not set")
 	}
@@ -67,11 +66,10 @@ func (s *Systemd) inherit(first, count int, names []string) {
 			continue
 		}
 		name, ours := strings.CutPrefix(names[i], storePrefix)
-		if !ours || s.start[name] != nil {
+		if !ours || s.files[name] != nil {
 			continue
 		}
-		s.start[name] = os.NewFile(uintptr(fd), name)
-		s.names[name] = true
+		s.files[name] = os.NewFile(uintptr(fd), name)
 	}
 }
 
@@ -79,8 +77,15 @@ func (s *Systemd) inherit(first, count int, names []string) {
 func (s *Systemd) Take() (map[string]*os.File, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	got := s.start
-	s.start = map[string]*os.File{}
+	got := map[string]*os.File{}
+	for name, f := range s.files {
+		d, err := Duplicate(f)
+		if err != nil {
+			closeAll(got)
+			return nil, fmt.Errorf("descriptor store: %w", err)
+		}
+		got[name] = d
+	}
 	return got, nil
 }
 
@@ -89,46 +94,57 @@ func (s *Systemd) Put(name string, f *os.File) error {
 	if err := checkName(name); err != nil {
 		return fmt.Errorf("descriptor store: %w", err)
 	}
+	d, err := Duplicate(f)
+	if err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.names[name] {
+	if err := s.put(name, d); err != nil {
+		return errors.Join(err, d.Close())
+	}
+	s.files[name] = d
+	return s.barrier()
+}
+
+func (s *Systemd) put(name string, f *os.File) error {
+	if old := s.files[name]; old != nil {
 		// The store would keep both.
 		if err := s.notify("FDSTOREREMOVE=1\nFDNAME="+storePrefix+name, nil); err != nil {
 			return err
 		}
+		delete(s.files, name)
+		_ = old.Close()
 	}
 	// FDPOLL=0: a device whose carrier goes would otherwise be dropped.
-	if err := s.notify("FDSTORE=1\nFDPOLL=0\nFDNAME="+storePrefix+name, f); err != nil {
-		return err
-	}
-	s.names[name] = true
-	return s.barrier()
+	return s.notify("FDSTORE=1\nFDPOLL=0\nFDNAME="+storePrefix+name, f)
 }
 
 // Drop implements Keeper.
 func (s *Systemd) Drop(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.names[name] {
+	f := s.files[name]
+	if f == nil {
 		return nil
 	}
-	delete(s.names, name)
-	return s.notify("FDSTOREREMOVE=1\nFDNAME="+storePrefix+name, nil)
+	delete(s.files, name)
+	return errors.Join(s.notify("FDSTOREREMOVE=1\nFDNAME="+storePrefix+name, nil), f.Close())
 }
 
 // Len implements Keeper.
 func (s *Systemd) Len() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.names)
+	return len(s.files)
 }
 
 // Close implements Keeper.
 func (s *Systemd) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	closeAll(s.start)
-	clear(s.start)
+	closeAll(s.files)
+	clear(s.files)
 	return nil
 }
 

@@ -142,13 +142,18 @@ func TestSystemdStore(t *testing.T) {
 	if err != nil || other != kept+1 {
 		t.Fatalf("descriptor %d, %v", other, err)
 	}
-	next := &Systemd{addr: addr, start: map[string]*os.File{}, names: map[string]bool{}}
+	next := &Systemd{addr: addr, files: map[string]*os.File{}}
 	next.inherit(kept, 2, []string{"tulle-c1", "stored"})
 	got, err := next.Take()
 	if err != nil || len(got) != 1 || text(t, got["c1"]) != "one" {
 		t.Errorf("taken over: %v, %v", got, err)
 	}
 	closeAll(got)
+	if got, err = next.Take(); err != nil || len(got) != 1 { // a second life of the daemon
+		t.Errorf("taken over again: %v, %v", got, err)
+	}
+	closeAll(got)
+	_ = next.Close()
 	_ = unix.Close(other)
 }
 
