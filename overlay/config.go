@@ -92,6 +92,15 @@ func (c *Config) complete() error {
 	return errors.Join(errs...)
 }
 
+// own is the daemon's directories, which a contained command must not see.
+func (c *Config) own() []string {
+	dirs := []string{c.StateDir, filepath.Dir(c.Socket)}
+	if dir, err := filepath.Abs(c.Credentials); err == nil {
+		dirs = append(dirs, dir)
+	}
+	return dirs
+}
+
 // mtuOver is the MTU of a container's device over the underlay address. The
 // loopback's 65,536 would lead to frames that no other path takes.
 func mtuOver(underlay netip.Addr) (int, error) {

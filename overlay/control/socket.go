@@ -28,12 +28,11 @@ func DefaultSocket() string {
 	return "/run/tulle/celld.sock"
 }
 
-// Listener is a unix socket that takes away, on Close, what Listen made.
+// Listener is a unix socket that takes its file away on Close.
 type Listener struct {
 	*net.UnixListener
-	path   string
-	self   os.FileInfo // of the socket file, to never remove another's
-	madeIn string      // a directory Listen made; "" if it was there
+	path string
+	self os.FileInfo // of the socket file, to never remove another's
 
 	once sync.Once
 	err  error // of the first Close
@@ -53,9 +52,7 @@ func Listen(path string, perm fs.FileMode) (*Listener, error) {
 	}
 	l := &Listener{path: path}
 	dir := filepath.Dir(path)
-	if err := os.Mkdir(dir, 0o755); err == nil {
-		l.madeIn = dir
-	} else if !errors.Is(err, fs.ErrExist) {
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
 	unlock, err := lockDir(dir)
@@ -90,9 +87,10 @@ func Listen(path string, perm fs.FileMode) (*Listener, error) {
 	return l, nil
 }
 
-// Close stops listening and removes the socket file, if it still is ours, and a
-// directory that Listen made, if it is empty. It is idempotent, and when any call
-// returns all is done.
+// Close stops listening and removes the socket file, if it still is ours. The
+// directory stays, even if Listen made it: it is hidden from running containers by
+// a mount, which would go with it, and the next one would be in their sight. Close
+// is idempotent, and when any call returns all is done.
 func (l *Listener) Close() error {
 	l.once.Do(func() { l.err = l.close() })
 	return l.err
@@ -116,10 +114,6 @@ func (l *Listener) closeLocked() error {
 	err := l.UnixListener.Close()
 	if now, serr := os.Lstat(l.path); serr == nil && l.self != nil && os.SameFile(now, l.self) {
 		err = errors.Join(err, os.Remove(l.path))
-	}
-	if l.madeIn != "" {
-		// Somebody else's file in it is a reason to leave it, not a fault.
-		_ = os.Remove(l.madeIn)
 	}
 	return err
 }

@@ -28,8 +28,9 @@ func TestListen(t *testing.T) {
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
-		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("the directory is still there: %v", err)
+		// Containers hide the directory by a mount that would go with it.
+		if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+			t.Errorf("the directory holds %v, %v; it should be there and empty", left, err)
 		}
 	})
 	t.Run("stale file is replaced", func(t *testing.T) {
