@@ -31,12 +31,16 @@ func Command() *cobra.Command {
 		Long: `Starts a policy server, two cell daemons and three apps with two instances each,
 as real processes in network namespaces of their own, shows what policies do
 to them, and takes everything away again. It needs no root, changes nothing on the
-host, and ends with status 1 if any step is not as it should be.`,
+host, and ends with status 1 if any step is not as it should be.
+
+With --output json each check is a line of JSON, and the last line sums up.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 			defer stop()
-			return show(ctx, cmd.OutOrStdout(), o, keep)
+			// The flag is the root command's; without a root there is only text.
+			output, _ := cmd.Flags().GetString("output")
+			return show(ctx, cmd.OutOrStdout(), o, keep, output == "json")
 		},
 	}
 	cmd.Flags().BoolVar(&keep, "keep", false, "leave everything running until an interrupt, and say what to try")
@@ -45,7 +49,7 @@ host, and ends with status 1 if any step is not as it should be.`,
 	return cmd
 }
 
-func show(ctx context.Context, out io.Writer, o Options, keep bool) error {
+func show(ctx context.Context, out io.Writer, o Options, keep, asJSON bool) error {
 	if err := CheckHost(); err != nil {
 		return err
 	}
@@ -54,7 +58,7 @@ func show(ctx context.Context, out io.Writer, o Options, keep bool) error {
 	if err != nil {
 		return err
 	}
-	t := &tour{report: newReport(out), world: world}
+	t := &tour{report: newReport(out, asJSON), world: world}
 	err = t.run(ctx)
 	if err == nil && keep {
 		t.suggest()
@@ -66,14 +70,11 @@ func show(ctx context.Context, out io.Writer, o Options, keep bool) error {
 		return ErrInterrupted
 	case err != nil:
 		return err
-	case len(t.failed) > 0:
-		fmt.Fprintf(out, "\n%s\n", t.paint(red, fmt.Sprintf("%d of %d checks FAILED:", len(t.failed), t.checks)))
-		for _, f := range t.failed {
-			fmt.Fprintf(out, "  %s\n", f)
-		}
+	}
+	t.summary(time.Since(begun))
+	if len(t.failed) > 0 {
 		return ErrFailed
 	}
-	fmt.Fprintf(out, "\n%s\n", t.paint(green, fmt.Sprintf("All %d checks as they should be, in %s.", t.checks, duration(time.Since(begun)))))
 	return nil
 }
 
@@ -104,6 +105,6 @@ func (t *tour) suggest() {
 		"curl -s http://" + t.cells[0].Metrics + "/metrics",
 		"less " + t.cells[0].Log(),
 	} {
-		fmt.Fprintf(t.out, "  %s\n", line)
+		t.command(line)
 	}
 }

@@ -10,10 +10,10 @@ import (
 	"tulle/overlay/netcfg"
 )
 
-// freeNetwork is the first of some private networks that holds nothing this
+// FreeNetwork is the first of some private networks that holds nothing this
 // host is or reaches: a daemon refuses to start in one that does. The first
 // is the product's default.
-func freeNetwork() (netip.Prefix, error) {
+func FreeNetwork() (netip.Prefix, error) {
 	things, err := netcfg.HostNetworks()
 	if err != nil {
 		return netip.Prefix{}, err

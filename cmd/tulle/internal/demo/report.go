@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -12,16 +13,47 @@ import (
 )
 
 // report prints the steps as they happen: one line a check, with what was
-// asked, what came back, how long it took and whether it should be so.
+// asked, what came back, how long it took and whether it should be so. As JSON
+// each line is an object of its own, and the last one a summary.
 type report struct {
 	out    io.Writer
+	json   bool
 	colour bool
+	step   string   // the title of the step under way
 	failed []string // what was asked, of each check that was not as it should be
 	checks int
 }
 
-func newReport(out io.Writer) *report {
-	return &report{out: out, colour: isTerminal(out) && os.Getenv("NO_COLOR") == ""}
+func newReport(out io.Writer, asJSON bool) *report {
+	return &report{out: out, json: asJSON, colour: !asJSON && isTerminal(out) && os.Getenv("NO_COLOR") == ""}
+}
+
+// checkLine is a check in JSON.
+type checkLine struct {
+	Step    string  `json:"step"`
+	Asked   string  `json:"asked"`
+	Got     string  `json:"got"`
+	Seconds float64 `json:"seconds,omitempty"` // absent where nothing was timed
+	OK      bool    `json:"ok"`
+}
+
+// noteLine is what is said beside the checks, in JSON.
+type noteLine struct {
+	Step string `json:"step"`
+	Note string `json:"note"`
+}
+
+// summaryLine is the last line in JSON.
+type summaryLine struct {
+	Checks  int      `json:"checks"`
+	Failed  []string `json:"failed"`
+	Seconds float64  `json:"seconds"`
+}
+
+func (r *report) encode(line any) {
+	e := json.NewEncoder(r.out)
+	e.SetEscapeHTML(false)
+	_ = e.Encode(line) // as with Fprintf, an output that is gone stops no step
 }
 
 func isTerminal(out io.Writer) bool {
@@ -50,12 +82,30 @@ func (r *report) paint(colour, s string) string {
 
 // title begins a step.
 func (r *report) title(format string, args ...any) {
-	fmt.Fprintf(r.out, "\n%s\n", r.paint(bold, fmt.Sprintf(format, args...)))
+	r.step = fmt.Sprintf(format, args...)
+	if !r.json {
+		fmt.Fprintf(r.out, "\n%s\n", r.paint(bold, r.step))
+	}
 }
 
 // note says something that is no check.
 func (r *report) note(format string, args ...any) {
-	fmt.Fprintf(r.out, "    %s\n", r.paint(dim, fmt.Sprintf(format, args...)))
+	text := fmt.Sprintf(format, args...)
+	if r.json {
+		r.encode(noteLine{Step: r.step, Note: text})
+		return
+	}
+	fmt.Fprintf(r.out, "    %s\n", r.paint(dim, text))
+}
+
+// command says what the reader can type; it is never painted, so that it can be
+// copied.
+func (r *report) command(line string) {
+	if r.json {
+		r.encode(noteLine{Step: r.step, Note: line})
+		return
+	}
+	fmt.Fprintf(r.out, "  %s\n", line)
 }
 
 // Widths of the columns.
@@ -73,12 +123,31 @@ func (r *report) check(ok bool, took time.Duration, asked, got string) {
 		verdict = r.paint(red, "FAILED")
 		r.failed = append(r.failed, asked+": "+got)
 	}
+	if r.json {
+		r.encode(checkLine{Step: r.step, Asked: asked, Got: got, Seconds: took.Seconds(), OK: ok})
+		return
+	}
 	fmt.Fprintf(r.out, "  %s %s %s  %s\n", pad(asked, askedWidth), pad(got, gotWidth), padLeft(duration(took), tookWidth), verdict)
 }
 
 // fail is a check that could not even be made.
 func (r *report) fail(asked string, err error) {
 	r.check(false, 0, asked, err.Error())
+}
+
+// summary is the last word, after took.
+func (r *report) summary(took time.Duration) {
+	switch {
+	case r.json:
+		r.encode(summaryLine{Checks: r.checks, Failed: append([]string{}, r.failed...), Seconds: took.Seconds()})
+	case len(r.failed) > 0:
+		fmt.Fprintf(r.out, "\n%s\n", r.paint(red, fmt.Sprintf("%d of %d checks FAILED:", len(r.failed), r.checks)))
+		for _, f := range r.failed {
+			fmt.Fprintf(r.out, "  %s\n", f)
+		}
+	default:
+		fmt.Fprintf(r.out, "\n%s\n", r.paint(green, fmt.Sprintf("All %d checks as they should be, in %s.", r.checks, duration(took))))
+	}
 }
 
 func pad(s string, width int) string {

@@ -13,12 +13,14 @@ import (
 
 func TestReport(t *testing.T) {
 	var out strings.Builder
-	r := newReport(&out)
+	r := newReport(&out, false)
 	r.title("%d. A step", 1)
 	r.check(true, 1500*time.Microsecond, "frontend/0 -> backend/0 tcp 8080", "connected")
 	r.check(false, 0, "backend/0 -> frontend/0 tcp 8080", "connected")
 	r.fail("another", errors.New("broken"))
 	r.note("and so on")
+	r.command("tulle apps")
+	r.summary(2 * time.Second)
 	got := strings.Split(out.String(), "\n")
 	want := []string{
 		"",
@@ -27,6 +29,11 @@ func TestReport(t *testing.T) {
 		"  backend/0 -> frontend/0 tcp 8080                     connected                                            -  FAILED",
 		"  another                                              broken                                               -  FAILED",
 		"    and so on",
+		"  tulle apps",
+		"",
+		"2 of 3 checks FAILED:",
+		"  backend/0 -> frontend/0 tcp 8080: connected",
+		"  another: broken",
 		"",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -34,6 +41,33 @@ func TestReport(t *testing.T) {
 	}
 	if r.checks != 3 || len(r.failed) != 2 {
 		t.Errorf("%d checks, failed %v", r.checks, r.failed)
+	}
+}
+
+// A program that reads the demo gets one object a line, and the sum at the end.
+func TestReportAsJSON(t *testing.T) {
+	var out strings.Builder
+	r := newReport(&out, true)
+	r.title("%d. A step", 1)
+	r.check(true, 1500*time.Microsecond, "a -> b", "connected")
+	r.note("and so on")
+	r.title("2. Another")
+	r.command("tulle apps")
+	r.fail("c", errors.New("broken"))
+	r.summary(2 * time.Second)
+	want := `{"step":"1. A step","asked":"a -> b","got":"connected","seconds":0.0015,"ok":true}
+{"step":"1. A step","note":"and so on"}
+{"step":"2. Another","note":"tulle apps"}
+{"step":"2. Another","asked":"c","got":"broken","ok":false}
+{"checks":2,"failed":["c: broken"],"seconds":2}
+`
+	if diff := cmp.Diff(want, out.String()); diff != "" {
+		t.Errorf("report (-want +got):\n%s", diff)
+	}
+	var fine strings.Builder
+	newReport(&fine, true).summary(time.Second)
+	if got := fine.String(); got != "{\"checks\":0,\"failed\":[],\"seconds\":1}\n" {
+		t.Errorf("nothing failed: %s", got)
 	}
 }
 

@@ -87,7 +87,7 @@ func NewWorld(o Options) (*World, error) {
 		}
 	}
 	if !w.Network.IsValid() {
-		if w.Network, err = freeNetwork(); err != nil {
+		if w.Network, err = FreeNetwork(); err != nil {
 			return nil, err
 		}
 	}

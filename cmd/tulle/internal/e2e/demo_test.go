@@ -3,26 +3,31 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"io"
+	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"syscall"
+	"sync"
 	"testing"
-
-	"golang.org/x/sys/unix"
+	"time"
 
 	"tulle/cmd/tulle/internal/demo"
 	"tulle/overlay/netcfg/nstest"
 )
 
-// demoCommand is `tulle demo` with its directory, which does not exist yet.
-func demoCommand(t *testing.T) (cmd *exec.Cmd, dir string) {
+// asNobody runs a program as uid 65534 with no capability, none to gain, and
+// no_new_privs.
+var asNobody = []string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs",
+	"--bounding-set=-all", "--inh-caps=-all"}
+
+// demoCommand is `tulle demo` with its directory, which does not exist yet. prefix
+// is a program that runs it as somebody else.
+func demoCommand(t *testing.T, prefix ...string) (cmd *exec.Cmd, dir string) {
 	t.Helper()
-	if err := demo.CheckHost(); err != nil {
-		nstest.Skip(t, err.Error())
-	}
 	bin, err := build()
 	if err != nil {
 		t.Fatalf("build the binaries: %v", err)
@@ -36,63 +41,52 @@ func demoCommand(t *testing.T) (cmd *exec.Cmd, dir string) {
 		t.Fatal(err)
 	}
 	dir = filepath.Join(parent, "world")
-	return exec.Command(filepath.Join(bin, "tulle"), "demo", "--dir", dir), dir
+	args := append(append([]string{}, prefix...), filepath.Join(bin, "tulle"), "demo", "--dir", dir)
+	return exec.Command(args[0], args[1:]...), dir
 }
 
-// startUnprivileged starts cmd as uid 65534 (or, for an ordinary user, as that
-// user), with no capability to be had and no_new_privs: what a child inherits
-// from its thread, so the thread ends with it.
-func startUnprivileged(cmd *exec.Cmd) error {
-	started := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-			started <- err
-			return
-		}
-		if os.Geteuid() == 0 {
-			for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
-				// EINVAL: a capability that this kernel does not have.
-				if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil && err != unix.EINVAL {
-					started <- err
-					return
-				}
-			}
-			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: demo.Nobody, Gid: demo.Nobody}}
-		}
-		started <- cmd.Start()
-	}()
-	return <-started
+// gone checks that a demo left neither its directory nor a socket in it. That no
+// process, namespace or device is left it checks itself.
+func gone(t *testing.T, dir string) {
+	t.Helper()
+	if _, err := os.Lstat(dir); !os.IsNotExist(err) {
+		t.Errorf("%s is left: %v", dir, err)
+	}
+	if sockets, err := os.ReadFile("/proc/net/unix"); err != nil || bytes.Contains(sockets, []byte(dir)) {
+		t.Errorf("sockets of %s are left (%v)", dir, err)
+	}
 }
 
-// Two demos at once, one as whoever runs the tests and one without any
-// privilege: neither minds the other, and every check of both passes.
+// TestDemo runs the main job twice at the same time: as whoever runs the tests
+// and, where that is root, as an ordinary user without any privilege. Neither
+// minds the other, and every check of both passes.
 func TestDemo(t *testing.T) {
-	plain, plainDir := demoCommand(t)
-	without, withoutDir := demoCommand(t)
-	var plainOut, withoutOut bytes.Buffer
-	plain.Stdout, plain.Stderr = &plainOut, &plainOut
-	without.Stdout, without.Stderr = &withoutOut, &withoutOut
-	if err := plain.Start(); err != nil {
-		t.Fatal(err)
+	nstest.NeedTUN(t)
+	who := map[string][]string{"as the caller": nil, "as the caller, again": nil}
+	if os.Geteuid() == 0 {
+		who = map[string][]string{"as root": nil, "as uid 65534 without capabilities": asNobody}
 	}
-	if err := startUnprivileged(without); err != nil {
-		t.Error(err)
-	} else if err := without.Wait(); err != nil {
-		t.Errorf("without privilege: %v\n%s", err, withoutOut.String())
+	var wg sync.WaitGroup
+	for name, prefix := range who {
+		cmd, dir := demoCommand(t, prefix...)
+		wg.Go(func() {
+			started := time.Now()
+			out, err := cmd.CombinedOutput()
+			if err != nil || !bytes.Contains(out, []byte("checks as they should be")) {
+				t.Errorf("%s: %v\n%s", name, err, out)
+			}
+			if took := time.Since(started); took > time.Minute {
+				t.Errorf("%s: took %s, more than a minute", name, took)
+			}
+			gone(t, dir)
+		})
 	}
-	if err := plain.Wait(); err != nil {
-		t.Errorf("as uid %d: %v\n%s", os.Geteuid(), err, plainOut.String())
-	}
-	for _, dir := range []string{plainDir, withoutDir} {
-		if _, err := os.Lstat(dir); !os.IsNotExist(err) {
-			t.Errorf("%s is left: %v", dir, err)
-		}
-	}
+	wg.Wait()
 }
 
-// An interrupt in the middle takes everything away too.
+// TestDemoInterrupted: an interrupt in the middle takes everything away too.
 func TestDemoInterrupted(t *testing.T) {
+	nstest.NeedTUN(t)
 	cmd, dir := demoCommand(t)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -121,10 +115,63 @@ func TestDemoInterrupted(t *testing.T) {
 	if !strings.Contains(complaint.String(), demo.ErrInterrupted.Error()) || !strings.Contains(seen.String(), "no process, namespace, device, socket or directory") {
 		t.Errorf("it says:\n%s%s", seen.String(), complaint.String())
 	}
-	if _, err := os.Lstat(dir); !os.IsNotExist(err) {
-		t.Errorf("%s is left: %v", dir, err)
+	gone(t, dir)
+}
+
+// TestDemoWithoutTUN: what the host lacks is named with its mend, and the exit
+// status is 1.
+func TestDemoWithoutTUN(t *testing.T) {
+	nstest.NeedRoot(t)
+	cmd, dir := demoCommand(t, asNobody...)
+	parent := filepath.Dir(dir)
+	// A closed device, in a mount namespace of its own.
+	const script = `mknod -m 0600 "$1/tun" c 10 200 && mount --bind "$1/tun" /dev/net/tun && rm "$1/tun" && shift && exec "$@"`
+	closed := exec.Command("unshare", append([]string{"-m", "sh", "-ec", script, "sh", parent}, cmd.Args...)...)
+	out, err := closed.CombinedOutput()
+	if closed.ProcessState.ExitCode() != 1 {
+		t.Errorf("%v, want exit status 1", err)
 	}
-	if sockets, err := os.ReadFile("/proc/net/unix"); err != nil || bytes.Contains(sockets, []byte(dir)) {
-		t.Errorf("sockets of %s are left (%v)", dir, err)
+	if !bytes.Contains(out, []byte("chmod 0666 /dev/net/tun")) {
+		t.Errorf("does not name the mend:\n%s", out)
+	}
+	gone(t, dir)
+}
+
+// TestPromtool holds what Prometheus would scrape against its own linter.
+func TestPromtool(t *testing.T) {
+	nstest.NeedTUN(t)
+	promtool, err := exec.LookPath("promtool")
+	if err != nil {
+		nstest.Skip(t, "promtool is not installed (Debian package prometheus)")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	w := newWorld(t)
+	server, err := w.StartServer(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cell, err := w.StartCell(ctx, "cell-1", netip.MustParseAddr("127.0.0.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.StartApp(ctx, cell, "web", 0); err != nil {
+		t.Fatal(err)
+	}
+	for name, address := range map[string]string{"server": server.Metrics, "cell": cell.Metrics} {
+		answer, err := http.Get("http://" + address + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(answer.Body)
+		answer.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.CommandContext(ctx, promtool, "check", "metrics")
+		cmd.Stdin = bytes.NewReader(text)
+		if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("%s: promtool check metrics: %v\n%s", name, err, out)
+		}
 	}
 }
