@@ -8,8 +8,11 @@ package run
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/user"
 	"strconv"
@@ -87,9 +90,9 @@ outside of any policy.`,
 				Log:       slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level})),
 			}
 			if showing {
-				o.Attached = func(a control.Attached) {
-					fmt.Fprintf(cmd.ErrOrStderr(), "%s %s\n", a.Address.Addr(), a.App)
-				}
+				// The flag is the root command's; without a root there is only text.
+				output, _ := cmd.Flags().GetString("output")
+				o.Attached = func(a control.Attached) { show(cmd.ErrOrStderr(), a, output == "json") }
 			}
 			signals, stop := contain.NotifySignals()
 			defer stop()
@@ -121,6 +124,20 @@ outside of any policy.`,
 		panic(err) // the flag is three lines above
 	}
 	return cmd
+}
+
+// show tells who the container is, on standard error: standard output is the
+// command's.
+func show(w io.Writer, a control.Attached, asJSON bool) {
+	if !asJSON {
+		fmt.Fprintf(w, "%s %s\n", a.Address.Addr(), a.App)
+		return
+	}
+	// An output that is gone stops no command.
+	_ = json.NewEncoder(w).Encode(struct {
+		Address netip.Addr   `json:"address"`
+		App     policy.AppID `json:"app"`
+	}{a.Address.Addr(), a.App})
 }
 
 // reference takes what looks like a GUID for one: apps are not named so.

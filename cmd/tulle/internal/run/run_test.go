@@ -3,11 +3,13 @@ package run
 import (
 	"bytes"
 	"errors"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"tulle/overlay/contain"
+	"tulle/overlay/control"
 	"tulle/policy/api"
 )
 
@@ -22,6 +24,19 @@ func TestReference(t *testing.T) {
 	} {
 		if got := reference(row.app, "dev", "acme"); got != row.want {
 			t.Errorf("%s: %+v, want %+v", row.app, got, row.want)
+		}
+	}
+}
+
+func TestShowAddress(t *testing.T) {
+	a := control.Attached{Address: netip.MustParsePrefix("10.255.7.3/32"), App: "g"}
+	for want, asJSON := range map[string]bool{
+		"10.255.7.3 g\n": false,
+		"{\"address\":\"10.255.7.3\",\"app\":\"g\"}\n": true,
+	} {
+		var out strings.Builder
+		if show(&out, a, asJSON); out.String() != want {
+			t.Errorf("got %q, want %q", out.String(), want)
 		}
 	}
 }
