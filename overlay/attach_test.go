@@ -1,12 +1,9 @@
 package overlay
 
 import (
-	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -14,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tulle/overlay/control"
-	"tulle/overlay/netcfg"
 	"tulle/policy"
 )
 
@@ -245,16 +241,4 @@ func TestNoServer(t *testing.T) {
 		es, err := p.store.Endpoints(t.Context())
 		return err == nil && len(es.Endpoints) == 3
 	})
-}
-
-// The overlay network must not hold what this host needs.
-func TestRefusesAClash(t *testing.T) {
-	p := newPlane(t)
-	one := p.cell("one", "127.0.0.1", nil)
-	one.shut()
-	one.cfg.Resolvers = []netip.AddrPort{netip.AddrPortFrom(network.Addr().Next(), 53)}
-	err := one.tryRun()
-	if !errors.Is(err, netcfg.ErrClash) || !strings.Contains(err.Error(), "a resolver, 10.250.0.1") {
-		t.Errorf("got %v, want the clash by name", err)
-	}
 }
