@@ -22,7 +22,7 @@ var layers = [][]string{
 		"overlay/fib", "overlay/flow", "overlay/tun", "overlay/udp", "overlay/dns", "overlay/netcfg", "tlsproxy/certs"},
 	{"tlsproxy"},
 	{"overlay/tun/tuntest", "overlay/udp/udptest", "overlay/netcfg/nstest", "policy/store", "policy/client", "overlay/control"},
-	{"policy/store/sqlite", "policy/store/storetest", "policy/hub", "overlay/datapath", "overlay/endpoint", "overlay/holder", "cni/netconf", "overlay/contain"},
+	{"policy/store/sqlite", "policy/store/storetest", "policy/hub", "overlay/datapath", "overlay/endpoint", "overlay/holder", "cni/netconf", "overlay/contain", "cmd/internal/promtest"},
 	{"policy/server", "overlay", "cni"},
 	{"cni/internal/cnitest"},
 	{"policy/server/metrics", "cmd/tulle/internal/cli", "cmd/tulle/internal/echo", "cmd/tulle/internal/run"},

@@ -21,8 +21,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tulle/cmd/internal/promtest"
 	"tulle/overlay"
 	"tulle/overlay/control"
+	"tulle/overlay/datapath"
 	"tulle/overlay/holder"
 	"tulle/overlay/netcfg"
 	"tulle/overlay/netcfg/nstest"
@@ -264,5 +266,54 @@ func TestCommandLine(t *testing.T) {
 				t.Errorf("exit %d, %q; want %d and %q", code, log.String(), c.code, c.says)
 			}
 		})
+	}
+}
+
+// What an operator watches is on the page from the first container on, and in
+// Prometheus' own terms.
+func TestMetricsPage(t *testing.T) {
+	nstest.NeedTUN(t)
+	nstest.NeedNamespaces(t)
+	config, state, socket := serverFor(t, "cell-1")
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := holder.Stop(ctx, state); err != nil {
+			t.Error(err)
+		}
+	})
+	_, ready := start(t, config)
+	ns := nstest.New(t)
+	var tun *os.File
+	if err := ns.Do(func() (err error) { tun, err = netcfg.CreateTUN("eth0", 1450); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer tun.Close()
+	client, err := control.Dial(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	at, err := client.Attach(t.Context(), control.Attach{Container: "some-container", App: api.AppRef{Name: "web", Space: "dev", Org: "acme"},
+		Device: "eth0", Lifeline: control.LifelineConnection}, tun, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := promtest.Page(t, ready.Metrics)
+	promtest.Needs(t, page, "tulle_cell_packets_total", "tulle_cell_bytes_total", "tulle_cell_drops_total", "tulle_cell_flows",
+		"tulle_cell_policies", "tulle_cell_revision", "tulle_cell_update_seconds", "tulle_cell_peers", "tulle_cell_attach_seconds",
+		"tulle_cell_watch_lag_seconds", "tulle_cell_watch_connected", "tulle_cell_endpoints", "tulle_cell_addresses")
+	// Every reason has its series before the first drop, and no other label varies.
+	for _, direction := range []string{"egress", "ingress"} {
+		for r := datapath.Passed + 1; r < datapath.NumReasons; r++ {
+			if line := fmt.Sprintf("tulle_cell_drops_total{direction=%q,reason=%q} ", direction, r); !strings.Contains(page, line) {
+				t.Errorf("no line %s", line)
+			}
+		}
+	}
+	for _, name := range []string{"some-container", at.Address.Addr().String(), string(at.App)} {
+		if strings.Contains(page, name) {
+			t.Errorf("the page names %s: its size follows the containers", name)
+		}
 	}
 }

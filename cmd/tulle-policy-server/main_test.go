@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"tulle/cmd/internal/promtest"
 	"tulle/policy/ca"
 )
 
@@ -126,7 +127,9 @@ func TestInitThenServe(t *testing.T) {
 	if got := s.get(t, "/v1/cells", token); !strings.Contains(got, `"name":"silk-1","kind":"silk","mode":"vxlan","underlay":"192.0.2.9","port":4789,"subnet":"10.77.9.0/24"`) {
 		t.Errorf("cells: %s", got)
 	}
-	numbers := fetch(t, "http://"+s.Metrics+"/metrics", "")
+	numbers := promtest.Page(t, s.Metrics)
+	promtest.Needs(t, numbers, "tulle_policies", "tulle_policy_revision", "tulle_policy_endpoints", "tulle_lease_subnets", "tulle_policy_watchers",
+		"tulle_policy_watch_lag_revisions", "tulle_policy_server_request_duration_seconds", "tulle_policy_store_operation_duration_seconds")
 	for _, line := range []string{`tulle_lease_subnets{state="used"} 1`, `tulle_policy_revision 1`,
 		`tulle_policy_server_requests_total{api="admin",code="204",handler="add_peer"} 1`,
 		`tulle_policy_server_requests_total{api="external",code="200",handler="whoami"} 1`} {

@@ -21,6 +21,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tulle/cmd/internal/promtest"
 )
 
 const patience = 10 * time.Second
@@ -129,17 +131,9 @@ func TestSidecar(t *testing.T) {
 	if got := subject(t, up.Listen); got != "two" {
 		t.Errorf("certificate of %q after the renewal, want two", got)
 	}
-	answer, err := http.Get("http://" + up.Metrics + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	metrics, err := io.ReadAll(answer.Body)
-	answer.Body.Close()
-	if err != nil {
-		t.Fatal(err)
-	}
+	metrics := promtest.Page(t, up.Metrics)
 	for _, want := range []string{"tulle_tlsproxy_connections_accepted_total 3\n", `tulle_tlsproxy_certificate_reloads_total{result="taken"} 1`} {
-		if !strings.Contains(string(metrics), want) {
+		if !strings.Contains(metrics, want) {
 			t.Errorf("metrics lack %q:\n%s", want, metrics)
 		}
 	}
