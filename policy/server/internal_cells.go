@@ -104,15 +104,14 @@ func (in *Internal) allowed(ctx context.Context, cell ca.Peer, list []api.Endpoi
 	for _, e := range list {
 		org, space := orDefault(e.App.Org), orDefault(e.App.Space)
 		if e.App.GUID != "" {
-			// An app that nobody named yet is in no space.
+			// An app that nobody named yet is in no space, whatever the cell says:
+			// policies may name it already, and the first to claim it would be it.
 			a, known := byGUID[e.App.GUID]
-			switch {
-			case known && a.Space != "":
-				org, space = a.Org, a.Space
-			case e.App.Name == "":
+			if !known || a.Space == "" {
 				refused[e.Container] = fmt.Sprintf("cell %s may not host app %s: its space is not known", cell.Name, e.App.GUID)
 				continue
 			}
+			org, space = a.Org, a.Space
 		}
 		if !cell.MayHost(org, space, spaces[[2]string{org, space}]) {
 			refused[e.Container] = fmt.Sprintf("cell %s may not host apps of %s/%s", cell.Name, org, space)

@@ -304,15 +304,17 @@ func TestEndpointsOutsideTheCellsSpaces(t *testing.T) {
 		{GUID: db, Name: "mine", Org: "acme", Space: "prod"}, // another's app under a name of ours
 		{GUID: "nobody-named-it"},
 		{Name: "web"}, // default/default
+		{GUID: "in-policies-only", Name: "claimed", Org: "acme", Space: "prod"},
+		{GUID: "nobody-named-it", Name: "claimed", Org: "acme", Space: "dev"},
 	}
 	for i, tt := range []struct {
 		spaces []string
 		want   []bool
 	}{
-		{[]string{"acme/prod"}, []bool{true, true, true, false, false, false, false, false}},
-		{[]string{devSpace}, []bool{false, false, false, true, true, false, false, false}},
-		{[]string{"default/default", "acme/dev"}, []bool{false, false, false, true, true, false, false, true}},
-		{nil, make([]bool, 8)},
+		{[]string{"acme/prod"}, []bool{true, true, true, false, false, false, false, false, false, false}},
+		{[]string{devSpace}, []bool{false, false, false, true, true, false, false, false, false, false}},
+		{[]string{"default/default", "acme/dev"}, []bool{false, false, false, true, true, false, false, true, false, false}},
+		{nil, make([]bool, 10)},
 	} {
 		name := string(rune('a' + i))
 		c := r.cell(name, tt.spaces...)
