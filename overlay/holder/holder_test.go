@@ -2,6 +2,7 @@ package holder
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -284,4 +285,70 @@ func FuzzDecodeRequest(f *testing.F) {
 			t.Fatalf("accepted %+v with %d descriptors", r, files)
 		}
 	})
+}
+
+// FuzzReceive: what a daemon reads from the holder's socket, where a former
+// version or another process may answer. An answer is whole, with a name for
+// each descriptor, or an error with which no descriptor stays.
+func FuzzReceive(f *testing.F) {
+	framed := func(s string) []byte { return append(binary.BigEndian.AppendUint32(nil, uint32(len(s))), s...) }
+	f.Add(framed(`{"names":["tun-c1"]}`), uint8(1))
+	f.Add(framed(`{"names":["tun-c1","pid-c1"],"more":true}`), uint8(1))
+	f.Add(framed(`{"error":"no"}`), uint8(2))
+	f.Add(framed(`{}`), uint8(0))
+	f.Add(framed(`{"names":null`), uint8(1))
+	f.Add([]byte{0, 1, 0, 1}, uint8(1))
+	f.Add([]byte{0}, uint8(0))
+	f.Fuzz(func(t *testing.T, b []byte, n uint8) {
+		if len(b) > 64<<10 {
+			return // more than the socket holds, and nobody reads meanwhile
+		}
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, z := asConn(t, fds[0]), asConn(t, fds[1])
+		defer a.Close()
+		null, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer null.Close()
+		var rights []byte
+		sent := make([]int, n%4)
+		for i := range sent {
+			sent[i] = int(null.Fd())
+		}
+		if len(sent) > 0 && len(b) > 0 {
+			rights = unix.UnixRights(sent...)
+		}
+		if _, _, err := z.WriteMsgUnix(b, rights, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := z.Close(); err != nil {
+			t.Fatal(err)
+		}
+		got, files, err := receive(a)
+		if err != nil {
+			if len(files) != 0 || len(got.Names) != 0 {
+				t.Errorf("%d descriptors and %d names beside %v", len(files), len(got.Names), err)
+			}
+			return
+		}
+		defer control.CloseAll(files)
+		if len(files) != len(sent) || len(got.Names) != len(sent) || got.Error != "" {
+			t.Errorf("%+v with %d descriptors, %d were sent", got, len(files), len(sent))
+		}
+	})
+}
+
+func asConn(t *testing.T, fd int) *net.UnixConn {
+	t.Helper()
+	f := os.NewFile(uintptr(fd), "socketpair")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.(*net.UnixConn)
 }
