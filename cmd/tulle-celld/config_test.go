@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"tulle/cmd/internal/conf"
 	"tulle/overlay/control"
 )
 
@@ -84,4 +85,36 @@ func TestConfigFaults(t *testing.T) {
 			}
 		})
 	}
+}
+
+// FuzzConfig: an operator's file. It is refused with a reason that names what is
+// wrong, or it makes a configuration that the daemon can be built with.
+func FuzzConfig(f *testing.F) {
+	f.Add([]byte(complete))
+	f.Add([]byte(complete + "port: 0\nmetrics: \"\"\nallow:\n- uid: 1000\n  orgs: [acme]\nresolvers: [192.0.2.53, \"192.0.2.54:5353\"]\nlog_level: debug\n"))
+	f.Add([]byte(complete + "mtu: 576\nmode: vxlan\nsocket: s\nresolvers: [\"[::1]:53\", \"fe80::1%lo\"]\n"))
+	f.Add([]byte("underlay: ::ffff:192.0.2.1\nserver: https://[::1]:1\ncredentials: c\nstate_dir: ../s\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		c := defaults()
+		if err := conf.Parse(text, c); err != nil {
+			if err.Error() == "" {
+				t.Errorf("%q is refused without a word", text)
+			}
+			return
+		}
+		o := c.daemon()
+		if !o.Underlay.Is4() || o.Server == "" || o.Credentials == "" || o.StateDir == "" || o.Mode != "vxlan" {
+			t.Errorf("%q becomes %+v", text, o)
+		}
+		for _, g := range o.Allow {
+			if len(g.Orgs)+len(g.Spaces)+len(g.Apps) == 0 {
+				t.Errorf("%q grants nothing to %d", text, g.UID)
+			}
+		}
+		for _, r := range o.Resolvers {
+			if !r.IsValid() {
+				t.Errorf("%q: resolver %v", text, r)
+			}
+		}
+	})
 }
