@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"regexp"
@@ -33,7 +34,7 @@ type report struct {
 	out                     io.Writer
 	output                  map[[2]string]*bytes.Buffer
 	passed, failed, skipped int
-	skips                   []string
+	skips                   map[string][]string // tests by reason
 }
 
 func (r *report) add(e event) {
@@ -72,20 +73,37 @@ func (r *report) end(key [2]string, e event) {
 		fmt.Fprintf(r.out, "--- FAIL: %s %s (%.1f s)\n%s", e.Package, e.Test, e.Elapsed, text)
 	case "skip":
 		r.skipped++
-		r.skips = append(r.skips, fmt.Sprintf("%s %s: %s", e.Package, e.Test, reason(text)))
+		why := reason(text)
+		r.skips[why] = append(r.skips[why], e.Package+" "+e.Test)
 	}
 }
 
-// reason is what a skipped test said, on one line.
+// reason is what a skipped test said last, without the place where it said so.
 func reason(text string) string {
-	var words []string
+	why := "no reason given"
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)
-		if line != "" && !strings.HasPrefix(line, "===") && !strings.HasPrefix(line, "---") {
-			words = append(words, line)
+		if line == "" || strings.HasPrefix(line, "===") || strings.HasPrefix(line, "---") {
+			continue
+		}
+		if _, after, ok := strings.Cut(line, "_test.go:"); ok {
+			if _, said, ok := strings.Cut(after, ": "); ok {
+				line = said
+			}
+		}
+		why = line
+	}
+	return why
+}
+
+// printSkips says loudly, once a reason, what was not tested.
+func (r *report) printSkips() {
+	for _, why := range slices.Sorted(maps.Keys(r.skips)) {
+		fmt.Fprintf(r.out, "SKIPPED %d tests: %s\n", len(r.skips[why]), why)
+		for _, test := range r.skips[why] {
+			fmt.Fprintf(r.out, "        %s\n", strings.TrimPrefix(test, "tulle/"))
 		}
 	}
-	return strings.Join(words, " ")
 }
 
 func goTest(ctx context.Context, out io.Writer, race bool) error {
@@ -108,7 +126,7 @@ func goTest(ctx context.Context, out io.Writer, race bool) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	r := &report{out: out, output: make(map[[2]string]*bytes.Buffer)}
+	r := &report{out: out, output: make(map[[2]string]*bytes.Buffer), skips: make(map[string][]string)}
 	lines := bufio.NewScanner(pipe)
 	lines.Buffer(nil, 16<<20)
 	for lines.Scan() {
@@ -120,9 +138,7 @@ func goTest(ctx context.Context, out io.Writer, race bool) error {
 		r.add(e)
 	}
 	err = cmd.Wait()
-	for _, s := range r.skips {
-		fmt.Fprintln(out, "SKIPPED", s)
-	}
+	r.printSkips()
 	fmt.Fprintf(out, "%d passed, %d failed, %d skipped\n", r.passed, r.failed, r.skipped)
 	switch {
 	case err != nil:

@@ -61,7 +61,7 @@ func gone(t *testing.T, dir string) {
 // and, where that is root, as an ordinary user without any privilege. Neither
 // minds the other, and every check of both passes.
 func TestDemo(t *testing.T) {
-	nstest.NeedTUN(t)
+	needHost(t)
 	who := map[string][]string{"as the caller": nil, "as the caller, again": nil}
 	if os.Geteuid() == 0 {
 		who = map[string][]string{"as root": nil, "as uid 65534 without capabilities": asNobody}
@@ -86,7 +86,7 @@ func TestDemo(t *testing.T) {
 
 // TestDemoInterrupted: an interrupt in the middle takes everything away too.
 func TestDemoInterrupted(t *testing.T) {
-	nstest.NeedTUN(t)
+	needHost(t)
 	cmd, dir := demoCommand(t)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -139,7 +139,7 @@ func TestDemoWithoutTUN(t *testing.T) {
 
 // TestPromtool holds what Prometheus would scrape against its own linter.
 func TestPromtool(t *testing.T) {
-	nstest.NeedTUN(t)
+	needHost(t)
 	promtool, err := exec.LookPath("promtool")
 	if err != nil {
 		nstest.Skip(t, "promtool is not installed (Debian package prometheus)")

@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"tulle/cmd/tulle/internal/demo"
-	"tulle/overlay/netcfg/nstest"
 )
 
 // getterRole makes this test binary a program that gets one URL, as curl would
@@ -42,7 +41,7 @@ func getURL(url string) int {
 // TestQuickstart does what docs/quickstart.md tells a newcomer to do on a laptop,
 // as an ordinary user where the test may become one.
 func TestQuickstart(t *testing.T) {
-	nstest.NeedTUN(t)
+	needHost(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	bin, err := build()

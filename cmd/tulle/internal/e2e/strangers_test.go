@@ -20,7 +20,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tulle/cmd/tulle/internal/demo"
-	"tulle/overlay/netcfg/nstest"
 	"tulle/policy"
 )
 
@@ -44,7 +43,7 @@ type meeting struct {
 // open) get through. Here not one byte does, on one cell and across cells; and
 // with policies the very same program does meet.
 func TestStrangersNeverMeet(t *testing.T) {
-	nstest.NeedTUN(t)
+	needHost(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	w := newWorld(t)

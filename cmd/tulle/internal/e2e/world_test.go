@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"tulle/cmd/tulle/internal/demo"
+	"tulle/overlay/netcfg/nstest"
 )
 
 // build makes the binaries once for all tests of this package.
@@ -64,6 +65,15 @@ func TestMain(m *testing.M) {
 		os.RemoveAll(built)
 	}
 	os.Exit(code)
+}
+
+// needHost skips unless a world can live on this host: user namespaces and TUN
+// devices for whoever runs the tests.
+func needHost(t *testing.T) {
+	t.Helper()
+	if err := demo.CheckHost(); err != nil {
+		nstest.Skip(t, err.Error())
+	}
 }
 
 // newWorld is an empty world that ends with the test, which fails if anything
