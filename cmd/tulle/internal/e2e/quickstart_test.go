@@ -67,7 +67,7 @@ func TestQuickstart(t *testing.T) {
 		prefix = asNobody
 	}
 	command := func(args ...string) *exec.Cmd {
-		args = append(append([]string{}, prefix...), args...)
+		args = append(append([]string{}, prefix...), append([]string{filepath.Join(bin, "tulle")}, args...)...)
 		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 		cmd.WaitDelay = 10 * time.Second
@@ -76,7 +76,7 @@ func TestQuickstart(t *testing.T) {
 	}
 	tulle := func(status int, args ...string) string {
 		t.Helper()
-		cmd := command(append([]string{"tulle"}, args...)...)
+		cmd := command(args...)
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
 		out, err := cmd.Output()
@@ -87,7 +87,7 @@ func TestQuickstart(t *testing.T) {
 	}
 
 	listen := strings.TrimPrefix(env[len(env)-1], "TULLE_SERVER=http://")
-	dev := command("tulle", "dev", "--network", network.String(), "--listen", listen)
+	dev := command("dev", "--network", network.String(), "--listen", listen)
 	devOut := background(t, dev)
 	for {
 		line, err := devOut.ReadString('\n')
@@ -101,7 +101,7 @@ func TestQuickstart(t *testing.T) {
 			break
 		}
 	}
-	backend := command("tulle", "run", "--app", "backend", "--", filepath.Join(bin, "tulle"), "echo", "--http", ":8080")
+	backend := command("run", "--app", "backend", "--", filepath.Join(bin, "tulle"), "echo", "--http", ":8080")
 	first, err := background(t, backend).ReadString('\n')
 	if err != nil {
 		t.Fatalf("tulle run: %v", err)
