@@ -13,7 +13,7 @@ import (
 
 const (
 	tunDevice    = "/dev/net/tun"
-	guardCommand = "restore-tun-mode-at-eof"
+	guardCommand = "restore-mode-at-eof"
 )
 
 // programs maps a Debian package to a file that shows it is there.
@@ -35,7 +35,7 @@ func withMachine(ctx context.Context, log io.Writer, packages []string, f func()
 	if err := install(ctx, log, missing(packages)); err != nil {
 		return err
 	}
-	restore, err := openTUN()
+	restore, err := open(tunDevice)
 	if err != nil {
 		return err
 	}
@@ -86,14 +86,14 @@ func install(ctx context.Context, log io.Writer, packages []string) error {
 	return apt(args...)
 }
 
-// openTUN lets ordinary users open the TUN device (udev's default mode, 0666)
-// and returns what puts the old mode back. A second process, in a session of its
+// open lets ordinary users open a device (for the TUN device 0666 is udev's
+// default mode) and returns what puts the old mode back. A second process, in a session of its
 // own, does the same if this one dies without: it waits for the end of a pipe
 // whose only other end is here.
-func openTUN() (restore func(), err error) {
-	st, err := os.Stat(tunDevice)
+func open(device string) (restore func(), err error) {
+	st, err := os.Stat(device)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: load the tun module (modprobe tun)", tunDevice, err)
+		return nil, fmt.Errorf("%s: %w: load the tun module (modprobe tun)", device, err)
 	}
 	mode := st.Mode().Perm()
 	if mode == 0o666 {
@@ -103,7 +103,7 @@ func openTUN() (restore func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(self, guardCommand)
+	cmd := exec.Command(self, guardCommand, device)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	pipe, err := cmd.StdinPipe()
@@ -111,12 +111,12 @@ func openTUN() (restore func(), err error) {
 		return nil, err
 	}
 	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start the guard of %s: %w", tunDevice, err)
+		return nil, fmt.Errorf("start the guard of %s: %w", device, err)
 	}
 	if _, err := fmt.Fprintf(pipe, "%o\n", mode); err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(tunDevice, 0o666); err != nil {
+	if err := os.Chmod(device, 0o666); err != nil {
 		return nil, err
 	}
 	return func() {
@@ -126,7 +126,7 @@ func openTUN() (restore func(), err error) {
 }
 
 // guard reads the mode, waits for the end of in and restores it.
-func guard(in io.Reader, log io.Writer) int {
+func guard(device string, in io.Reader, log io.Writer) int {
 	b, err := io.ReadAll(in)
 	if err != nil {
 		fmt.Fprintln(log, "testrun: guard:", err)
@@ -137,7 +137,7 @@ func guard(in io.Reader, log io.Writer) int {
 		fmt.Fprintf(log, "testrun: guard: mode %q: %v\n", b, err)
 		return 1
 	}
-	if err := os.Chmod(tunDevice, mode); err != nil {
+	if err := os.Chmod(device, mode); err != nil {
 		fmt.Fprintln(log, "testrun: guard:", err)
 		return 1
 	}

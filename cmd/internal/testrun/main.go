@@ -24,8 +24,8 @@ func main() {
 }
 
 func run(args []string, stdout, stderr io.Writer) int {
-	if len(args) == 1 && args[0] == guardCommand {
-		return guard(os.Stdin, stderr)
+	if len(args) == 2 && args[0] == guardCommand {
+		return guard(args[1], os.Stdin, stderr)
 	}
 	if len(args) == 0 {
 		fmt.Fprintln(stderr, "usage: testrun test|race|fuzz|lint [-fuzztime 5s]")

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -35,6 +36,22 @@ type report struct {
 	output                  map[[2]string]*bytes.Buffer
 	passed, failed, skipped int
 	skips                   map[string][]string // tests by reason
+}
+
+func newReport(out io.Writer) *report {
+	return &report{out: out, output: make(map[[2]string]*bytes.Buffer), skips: make(map[string][]string)}
+}
+
+// verdict is what is wrong with a run that the go tool itself found nothing
+// wrong with.
+func (r *report) verdict() error {
+	switch {
+	case r.passed == 0:
+		return errors.New("no test ran")
+	case r.skipped > 0 && os.Getenv("CI") == "true":
+		return fmt.Errorf("%d tests were skipped, and with CI=true none may be", r.skipped)
+	}
+	return nil
 }
 
 func (r *report) add(e event) {
@@ -111,7 +128,9 @@ func goTest(ctx context.Context, out io.Writer, race bool) error {
 	env := append(os.Environ(), "CGO_ENABLED=0")
 	if race {
 		args = append(args, "-race")
-		env = append(os.Environ(), "CGO_ENABLED=1")
+		// The race runtime sleeps a second at each process's end, for goroutines that
+		// might still race; tests that start many processes wait for most of their time.
+		env = append(os.Environ(), "CGO_ENABLED=1", "GORACE=atexit_sleep_ms=0")
 	}
 	cmd := exec.CommandContext(ctx, "go", append(args, "./...")...)
 	// go test passes an interrupt on and cleans up after its tests.
@@ -126,7 +145,7 @@ func goTest(ctx context.Context, out io.Writer, race bool) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	r := &report{out: out, output: make(map[[2]string]*bytes.Buffer), skips: make(map[string][]string)}
+	r := newReport(out)
 	lines := bufio.NewScanner(pipe)
 	lines.Buffer(nil, 16<<20)
 	for lines.Scan() {
@@ -140,15 +159,10 @@ func goTest(ctx context.Context, out io.Writer, race bool) error {
 	err = cmd.Wait()
 	r.printSkips()
 	fmt.Fprintf(out, "%d passed, %d failed, %d skipped\n", r.passed, r.failed, r.skipped)
-	switch {
-	case err != nil:
+	if err != nil {
 		return fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
-	case r.passed == 0:
-		return fmt.Errorf("no test ran")
-	case r.skipped > 0 && os.Getenv("CI") == "true":
-		return fmt.Errorf("%d tests were skipped, and with CI=true none may be", r.skipped)
 	}
-	return nil
+	return r.verdict()
 }
 
 // target is one fuzz function.

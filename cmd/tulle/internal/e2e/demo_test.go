@@ -3,10 +3,6 @@ package e2e
 import (
 	"bufio"
 	"bytes"
-	"context"
-	"io"
-	"net/http"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -135,43 +131,4 @@ func TestDemoWithoutTUN(t *testing.T) {
 		t.Errorf("does not name the mend:\n%s", out)
 	}
 	gone(t, dir)
-}
-
-// TestPromtool holds what Prometheus would scrape against its own linter.
-func TestPromtool(t *testing.T) {
-	needHost(t)
-	promtool, err := exec.LookPath("promtool")
-	if err != nil {
-		nstest.Skip(t, "promtool is not installed (Debian package prometheus)")
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	w := newWorld(t)
-	server, err := w.StartServer(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cell, err := w.StartCell(ctx, "cell-1", netip.MustParseAddr("127.0.0.1"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.StartApp(ctx, cell, "web", 0); err != nil {
-		t.Fatal(err)
-	}
-	for name, address := range map[string]string{"server": server.Metrics, "cell": cell.Metrics} {
-		answer, err := http.Get("http://" + address + "/metrics")
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, err := io.ReadAll(answer.Body)
-		answer.Body.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
-		cmd := exec.CommandContext(ctx, promtool, "check", "metrics")
-		cmd.Stdin = bytes.NewReader(text)
-		if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
-			t.Errorf("%s: promtool check metrics: %v\n%s", name, err, out)
-		}
-	}
 }
