@@ -42,6 +42,7 @@ type Config struct {
 	Metrics     string         // host:port; "": none
 	Allow       []control.Grant
 	Resolvers   []netip.AddrPort // optional: the host's
+	Hide        []string         // further directories that a contained command must not see
 
 	Holder holder.Keeper // the Daemon closes it
 	Log    *slog.Logger
@@ -92,9 +93,10 @@ func (c *Config) complete() error {
 	return errors.Join(errs...)
 }
 
-// own is the daemon's directories, which a contained command must not see.
-func (c *Config) own() []string {
-	dirs := []string{c.StateDir, filepath.Dir(c.Socket)}
+// hidden is what a contained command must not see: the daemon's own directories
+// and those it was told of.
+func (c *Config) hidden() []string {
+	dirs := append([]string{c.StateDir, filepath.Dir(c.Socket)}, c.Hide...)
 	if dir, err := filepath.Abs(c.Credentials); err == nil {
 		dirs = append(dirs, dir)
 	}

@@ -29,6 +29,7 @@ type config struct {
 	Metrics     string         `yaml:"metrics"`     // host:port; "": off
 	Allow       []grant        `yaml:"allow"`       // who may attach, beside root and the daemon's own user
 	Resolvers   []resolver     `yaml:"resolvers"`   // DNS servers; default: the host's
+	Hide        []string       `yaml:"hide"`        // directories that contained commands must not see, beside the daemon's own
 	LogLevel    slog.Level     `yaml:"log_level"`   // debug, info, warn, error
 }
 
@@ -101,6 +102,11 @@ func (c *config) Validate() error {
 	if c.MTU != 0 && (c.MTU < 576 || c.MTU > 65485) {
 		bad("mtu", "must be 0 or from 576 to 65485")
 	}
+	for _, dir := range c.Hide {
+		if !filepath.IsAbs(dir) || filepath.Clean(dir) == "/" {
+			bad("hide", "must list absolute paths below /")
+		}
+	}
 	if c.Metrics != "" {
 		if _, _, err := net.SplitHostPort(c.Metrics); err != nil {
 			bad("metrics", `must be host:port, or "" for none`)
@@ -131,6 +137,7 @@ func (c *config) daemon() overlay.Config {
 	o := overlay.Config{
 		Name: c.Name, Server: c.Server, Credentials: c.Credentials, StateDir: c.StateDir, Socket: c.Socket,
 		Underlay: c.Underlay, Port: c.Port, Mode: c.Mode, MTU: c.MTU, Metrics: c.Metrics,
+		Hide: c.Hide,
 	}
 	for _, g := range c.Allow {
 		o.Allow = append(o.Allow, control.Grant{UID: *g.UID, Orgs: g.Orgs, Spaces: g.Spaces, Apps: g.Apps})

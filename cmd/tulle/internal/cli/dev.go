@@ -237,7 +237,9 @@ func startDevCell(ctx context.Context, o *devOptions, w *startedWorld) (*child, 
 	config := filepath.Join(o.dir, "cell.yaml")
 	if err := writeConfig(config,
 		"name", devCell, "server", "https://"+w.internal, "credentials", credentials, "state_dir", state,
-		"socket", o.socket, "underlay", o.underlay.String(), "port", "0", "mode", "vxlan", "metrics", "127.0.0.1:0"); err != nil {
+		"socket", o.socket, "underlay", o.underlay.String(), "port", "0", "mode", "vxlan", "metrics", "127.0.0.1:0",
+		// The server's token and keys are files of the same user as the commands.
+		"hide", "["+quote(o.dir)+"]"); err != nil {
 		return nil, err
 	}
 	c, err := startChild(filepath.Join(o.bin, cellBinary), filepath.Join(o.dir, "cell.log"), "--config", config)
@@ -252,14 +254,17 @@ func startDevCell(ctx context.Context, o *devOptions, w *startedWorld) (*child, 
 	return c, nil
 }
 
-// writeConfig writes keys and values as YAML. A value in single quotes means
-// itself, whatever a path has in it; numbers stand bare.
+// quote makes a YAML string that means itself, whatever a path has in it.
+func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
+
+// writeConfig writes keys and values as YAML: strings quoted, numbers and lists
+// as they are.
 func writeConfig(path string, pairs ...string) error {
 	var b strings.Builder
 	for i := 0; i < len(pairs); i += 2 {
 		value := pairs[i+1]
-		if strings.Trim(value, "0123456789") != "" {
-			value = "'" + strings.ReplaceAll(value, "'", "''") + "'"
+		if strings.Trim(value, "0123456789") != "" && value[0] != '[' {
+			value = quote(value)
 		}
 		fmt.Fprintf(&b, "%s: %s\n", pairs[i], value)
 	}

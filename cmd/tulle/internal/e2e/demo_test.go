@@ -132,3 +132,50 @@ func TestDemoWithoutTUN(t *testing.T) {
 	}
 	gone(t, dir)
 }
+
+// TestDemoKeep: --keep leaves the world running, what it says to try works, and
+// an interrupt takes everything away, which is then no failure.
+func TestDemoKeep(t *testing.T) {
+	needHost(t)
+	cmd, dir := demoCommand(t)
+	cmd.Args = append(cmd.Args, "--keep")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var script, seen strings.Builder
+	stays := false
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		line := lines.Text()
+		seen.WriteString(line + "\n")
+		trimmed := strings.TrimSpace(line)
+		switch {
+		case strings.HasPrefix(line, "It stays until you press Ctrl-C"):
+			stays = true
+		case !stays, trimmed == "":
+		case strings.HasPrefix(trimmed, "alias tulle="):
+			program := strings.TrimPrefix(trimmed, "alias tulle=")
+			script.WriteString("tulle() { " + program + " \"$@\"; }\n")
+		case strings.HasPrefix(trimmed, "less "):
+			// The last one. A pager and curl are for people.
+			try := exec.Command("sh", "-e", "-c", script.String())
+			if text, err := try.CombinedOutput(); err != nil || !bytes.Contains(text, []byte("frontend")) {
+				t.Errorf("what it says to try: %v\n%s\n%s", err, script.String(), text)
+			}
+			if err := cmd.Process.Signal(os.Interrupt); err != nil {
+				t.Fatal(err)
+			}
+		case !strings.Contains(trimmed, "curl"):
+			script.WriteString(trimmed + "\n")
+		}
+	}
+	if err := cmd.Wait(); err != nil || !stays {
+		t.Errorf("stays: %v; after the interrupt: %v\n%s%s", stays, err, seen.String(), &complaint)
+	}
+	gone(t, dir)
+}

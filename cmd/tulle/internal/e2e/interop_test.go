@@ -66,6 +66,7 @@ func TestKernelInterop(t *testing.T) {
 	t.Run("errors of allowed flows cross", in.errorsCross)
 	t.Run("echo is refused and answered", in.echoIsRefused)
 	t.Run("no tag, no new flow", in.untaggedIsRefused)
+	t.Run("another app's tag, no new flow", in.wrongTagIsRefused)
 	t.Run("bulk arrives whole", in.bulk)
 }
 
@@ -359,6 +360,19 @@ func (in *interop) untaggedIsRefused(t *testing.T) {
 	// Replies come without a tag too, and pass.
 	in.do(t, echo.Request{Op: echo.OpDial, Address: in.at(7000), Timeout: 5 * time.Second})
 	in.do(t, echo.Request{Op: echo.OpUDP, Address: in.at(7000), Bytes: 1000, Timeout: 5 * time.Second})
+}
+
+// wrongTagIsRefused: the mark set on the kernel's side is what is judged, not the
+// address: the same container under a tag that no policy knows is refused.
+func (in *interop) wrongTagIsRefused(t *testing.T) {
+	in.kernel.policies(t, 0x7777, in.tags[in.tulleID])
+	defer in.kernel.policies(t, in.tags[kernelApp], in.tags[in.tulleID])
+	if c, err := in.dial("tcp4", in.tulle.At(demo.Port)); !errors.Is(err, syscall.ECONNREFUSED) {
+		if err == nil {
+			c.Close()
+		}
+		t.Fatalf("a new flow with another app's tag: %v, want connection refused", err)
+	}
 }
 
 // bulk downloads enough for super-packets, joined frames and the kernel's own

@@ -87,6 +87,7 @@ func TestQuickstart(t *testing.T) {
 	}
 
 	listen := strings.TrimPrefix(env[len(env)-1], "TULLE_SERVER=http://")
+	var token string
 	dev := command("dev", "--network", network.String(), "--listen", listen)
 	devOut := background(t, dev)
 	for {
@@ -95,7 +96,7 @@ func TestQuickstart(t *testing.T) {
 			t.Fatalf("tulle dev ended: %v", err)
 		}
 		if _, file, ok := strings.Cut(strings.TrimSpace(line), "TULLE_TOKEN_FILE="); ok {
-			env = append(env, "TULLE_TOKEN_FILE="+file)
+			env, token = append(env, "TULLE_TOKEN_FILE="+file), file
 		}
 		if strings.Contains(line, "State and logs are in") {
 			break
@@ -137,6 +138,8 @@ func TestQuickstart(t *testing.T) {
 		t.Errorf("removed twice: %q", got)
 	}
 	tulle(1, "add-network-policy", "frontend", "nobody")
+	// A command of the same user, with the same file system, does not see the token.
+	tulle(1, "run", "--app", "frontend", "--", "cat", token)
 }
 
 // background starts a command that runs until the test ends, when it must exit by
