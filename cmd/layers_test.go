@@ -21,6 +21,8 @@ var layers = [][]string{
 	{"policy/api", "policy/table", "policy/lease", "policy/auth", "policy/ca",
 		"overlay/fib", "overlay/flow", "overlay/tun", "overlay/udp", "overlay/dns", "overlay/netcfg", "tlsproxy/certs"},
 	{"tlsproxy"},
+	{"policy/auth/uaa"},
+	{"policy/auth/uaa/uaatest"},
 	{"overlay/tun/tuntest", "overlay/udp/udptest", "overlay/netcfg/nstest", "policy/store", "policy/client", "overlay/control"},
 	{"policy/store/sqlite", "policy/store/storetest", "policy/hub", "overlay/datapath", "overlay/endpoint", "overlay/holder", "cni/netconf", "overlay/contain", "cmd/internal/promtest"},
 	{"policy/server", "overlay", "cni"},

@@ -62,8 +62,8 @@ func TestTokens(t *testing.T) {
 		want        Identity
 		err         error
 	}{
-		{"the first", admin, Identity{"admin", []Scope{Admin}}, nil},
-		{"the last", ci, Identity{"ci", []Scope{Write}}, nil},
+		{"the first", admin, Identity{Name: "admin", Scopes: []Scope{Admin}}, nil},
+		{"the last", ci, Identity{Name: "ci", Scopes: []Scope{Write}}, nil},
 		{"none", "", Identity{}, ErrUnknownToken},
 		{"another", admin + "x", Identity{}, ErrUnknownToken},
 		{"the sum in place of the token", adminEntry.SHA256, Identity{}, ErrUnknownToken},
@@ -177,7 +177,7 @@ func TestParseTokensNamesWhatIsWrong(t *testing.T) {
 }
 
 func TestIdentity(t *testing.T) {
-	admin, writer, nobody := Identity{"a", []Scope{Admin}}, Identity{"w", []Scope{Write}}, Identity{Name: "n"}
+	admin, writer, nobody := Identity{Name: "a", Scopes: []Scope{Admin}}, Identity{Name: "w", Scopes: []Scope{Write}}, Identity{Name: "n"}
 	if !admin.IsAdmin() || writer.IsAdmin() || nobody.IsAdmin() {
 		t.Error("only the first is an admin")
 	}

@@ -25,8 +25,9 @@ var ErrNoHeader = errors.New("missing authorization header")
 
 // Identity is who a request comes from.
 type Identity struct {
-	Name   string
-	Scopes []Scope
+	Name    string // for logs and whoami
+	Subject string // what a Cloud Controller knows them by; "": it does not
+	Scopes  []Scope
 }
 
 // Has reports whether the identity has at least one of the scopes.
