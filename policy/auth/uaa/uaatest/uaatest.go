@@ -34,18 +34,6 @@ const (
 	ClientSecret = "network-policy-secret"
 )
 
-// Mood is how the UAA answers.
-type Mood int
-
-// The moods.
-const (
-	Well    Mood = iota
-	Failing      // 500
-	Garbage      // 200 with something that is no JSON
-	Slow         // accepts, and does not answer until Release
-	Down         // closes the connection
-)
-
 // moduli are made once; a test of its own key would take longer than the test.
 var moduli = sync.OnceValue(func() (keys [3]*rsa.PrivateKey) {
 	for i := range keys {
@@ -60,28 +48,27 @@ var moduli = sync.OnceValue(func() (keys [3]*rsa.PrivateKey) {
 
 // UAA is a running one.
 type UAA struct {
+	Temper
 	URL    string
 	Issuer string
 	server *httptest.Server
 
 	mu        sync.Mutex // guards what follows
-	mood      Mood
-	release   chan struct{} // closed: whoever waits in Slow is served
 	ownLife   time.Duration
 	ownScopes string
-	signing   int             // which of moduli signs
-	published map[int]bool    // which are published
-	opaque    map[string]any  // opaque tokens and their claims
-	revoked   map[string]bool // tokens taken back
-	owns      map[string]bool // tokens of the server's own client
-	issued    int             // own tokens given out
-	requests  []string        // "POST /check_token token=…"
-	extra     []map[string]any
+	signing   int              // which of moduli signs
+	published map[int]bool     // which are published
+	opaque    map[string]any   // opaque tokens and their claims
+	revoked   map[string]bool  // tokens taken back
+	owns      map[string]bool  // tokens of the server's own client
+	issued    int              // own tokens given out
+	requests  []string         // "POST /check_token token=…"
+	extra     []map[string]any // published as well, as they are
 }
 
 // New starts one for the test's time.
 func New(t testing.TB) *UAA {
-	u := &UAA{release: make(chan struct{}), ownLife: 12 * time.Hour, ownScopes: "uaa.resource cloud_controller.admin_read_only",
+	u := &UAA{ownLife: 12 * time.Hour, ownScopes: "uaa.resource cloud_controller.admin_read_only",
 		published: map[int]bool{0: true}, opaque: map[string]any{}, revoked: map[string]bool{}, owns: map[string]bool{}}
 	u.server = httptest.NewTLSServer(http.HandlerFunc(u.serve))
 	u.URL = u.server.URL
@@ -99,22 +86,6 @@ func (u *UAA) HTTP() *http.Client { return u.server.Client() }
 // Root is that certificate, PEM.
 func (u *UAA) Root() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: u.server.Certificate().Raw})
-}
-
-// Be changes the mood.
-func (u *UAA) Be(m Mood) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.mood = m
-}
-
-// Release makes it well, and answers those who wait.
-func (u *UAA) Release() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.mood = Well
-	close(u.release)
-	u.release = make(chan struct{})
 }
 
 // GiveOwn changes what the tokens of the server's own client are like.
@@ -200,6 +171,20 @@ func (u *UAA) Revoke(token string) {
 	delete(u.owns, token)
 }
 
+// Verify says whose token it is, "" if it is no good.
+func (u *UAA) Verify(token string) (subject string) {
+	parsed, err := u.parse(token)
+	if err != nil {
+		return ""
+	}
+	subject, _ = parsed.Claims.GetSubject()
+	return subject
+}
+
+func (u *UAA) parse(token string) (*jwt.Token, error) {
+	return jwt.Parse(token, u.publicKey, jwt.WithValidMethods([]string{"RS256"}), jwt.WithIssuer(u.Issuer), jwt.WithExpirationRequired())
+}
+
 // IsOwn says whether the token is one of the server's own client: what a Cloud
 // Controller of the same foundation would find out.
 func (u *UAA) IsOwn(token string) bool {
@@ -226,24 +211,9 @@ func (u *UAA) serve(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
 	u.mu.Lock()
 	u.requests = append(u.requests, r.Method+" "+r.URL.Path+" "+string(body))
-	mood, release := u.mood, u.release
 	u.mu.Unlock()
-	switch mood {
-	case Well:
-	case Failing:
-		w.WriteHeader(http.StatusInternalServerError)
+	if !u.Serves(w, r) {
 		return
-	case Garbage:
-		_, _ = io.WriteString(w, "<html>all is well</html>")
-		return
-	case Slow:
-		select {
-		case <-r.Context().Done():
-			return
-		case <-release:
-		}
-	case Down:
-		panic(http.ErrAbortHandler)
 	}
 	switch r.Method + " " + r.URL.Path {
 	case "POST /check_token":
@@ -288,8 +258,7 @@ func (u *UAA) checkToken(w http.ResponseWriter, body []byte) {
 		answer(w, http.StatusOK, opaque)
 		return
 	default:
-		parsed, err := jwt.Parse(token, u.publicKey, jwt.WithValidMethods([]string{"RS256"}), jwt.WithIssuer(u.Issuer), jwt.WithExpirationRequired())
-		if err == nil {
+		if parsed, err := u.parse(token); err == nil {
 			answer(w, http.StatusOK, parsed.Claims)
 			return
 		}
