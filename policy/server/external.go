@@ -22,6 +22,13 @@ type route struct {
 func (s *Server) external() http.Handler {
 	policies := []auth.Scope{auth.Admin, auth.Write}
 	admin := []auth.Scope{auth.Admin}
+	if s.options.SelfService {
+		policies = nil // what a developer may name is the Directory's word
+	}
+	cells := policies
+	if s.options.Directory != nil {
+		cells = admin // hosts are no business of a space's developers
+	}
 	routes := []route{
 		{http.MethodGet, "/", "uptime", s.uptime},
 		{http.MethodGet, "/networking", "uptime", s.uptime},
@@ -33,7 +40,7 @@ func (s *Server) external() http.Handler {
 		{http.MethodPost, api.PathCleanup, "cleanup", versioned(s.authorised(s.cleanup, admin...))},
 		{http.MethodGet, api.PathTags, "tags", versioned(s.authorised(s.tags, admin...))},
 		{http.MethodGet, api.PathApps, "apps", s.authorised(s.apps, policies...)},
-		{http.MethodGet, api.PathCells, "cells", s.authorised(s.cells, policies...)},
+		{http.MethodGet, api.PathCells, "cells", s.authorised(s.cells, cells...)},
 		{http.MethodGet, api.PathAllEndpoints, "endpoints", s.authorised(s.endpoints, policies...)},
 	}
 	var paths []string

@@ -313,10 +313,15 @@ func TestQuota(t *testing.T) {
 	w := start(t, func(o *server.Options) { o.MaxPolicies = 3 })
 	const exceeded = `{"error": "policy quota exceeded"}`
 	w.expect("up to the limit", w.call("POST", policies, w.write, body("a b tcp 1 1", "a b tcp 2 2", "a b tcp 3 3")), 200, "{}")
-	w.expect("what is there already", w.call("POST", policies, w.write, body("a b tcp 1 1")), 403, exceeded)
-	w.expect("one twice", w.call("POST", policies, w.write, body("c b tcp 1 1", "c b tcp 1 1", "c b tcp 1 1", "c b tcp 1 1")), 403, exceeded)
+	w.expect("one more", w.call("POST", policies, w.write, body("a b udp 1 1")), 403, exceeded)
+	w.expect("one more beside others", w.call("POST", policies, w.write, body("c b tcp 1 1", "a b tcp 1 1", "a b tcp 1 2")), 403, exceeded)
+	w.expect("what is there already", w.call("POST", policies, w.write, body("a b tcp 1 1", "a b tcp 2 2")), 200, "{}")
+	w.expect("one four times", w.call("POST", policies, w.write, body("c b tcp 1 1", "c b tcp 1 1", "c b tcp 1 1", "c b tcp 1 1")), 200, "{}")
 	w.expect("a destination is no source", w.call("POST", policies, w.write, body("c b tcp 1 1", "c b tcp 2 2", "c b tcp 3 3")), 200, "{}")
+	w.expect("too many at once", w.call("POST", policies, w.write, body("d b tcp 1 1", "d b tcp 2 2", "d b tcp 3 3", "d b tcp 4 4")), 403, exceeded)
 	w.expect("admin has none", w.call("POST", policies, w.admin, body("a b tcp 4 4")), 200, "{}")
+	w.expect("over the limit, what is there already", w.call("POST", policies, w.write, body("a b tcp 4 4", "c b tcp 1 1")), 200, "{}")
+	w.expect("over the limit, as a destination", w.call("POST", policies, w.write, body("d a tcp 1 1")), 403, exceeded)
 	w.expect("stored", w.call("GET", policies, w.admin, ""), 200, body("a b tcp 1 1", "a b tcp 2 2", "a b tcp 3 3", "a b tcp 4 4",
 		"c b tcp 1 1", "c b tcp 2 2", "c b tcp 3 3"))
 }

@@ -22,6 +22,9 @@ func (s *Server) createPolicies(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	identity, _ := auth.FromContext(r.Context())
+	if err := s.checkAccess(r.Context(), identity, ps); err != nil {
+		return err
+	}
 	if !identity.IsAdmin() {
 		if err := s.checkQuota(r, ps); err != nil {
 			return err
@@ -40,11 +43,14 @@ func (s *Server) deletePolicies(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	identity, _ := auth.FromContext(r.Context())
+	if err := s.checkAccess(r.Context(), identity, ps); err != nil {
+		return err
+	}
 	revision, err := s.store.RemovePolicies(r.Context(), ps)
 	if err != nil {
 		return refuse(http.StatusInternalServerError, "database delete failed", err)
 	}
-	identity, _ := auth.FromContext(r.Context())
 	s.log.Info("policies deleted", "by", identity.Name, "policies", len(ps), "revision", revision)
 	return write(w, []byte("{}"))
 }
@@ -61,28 +67,33 @@ func decodePolicies(r *http.Request, unreadable string) ([]policy.Policy, error)
 	return ps, nil
 }
 
-// checkQuota counts, for each app of the request, the policies it is the source
-// of: those that are stored and those that are asked for. As with the original,
-// a policy that is there already or stands twice counts again.
+// checkQuota counts, for each app of the policies that the request would add,
+// those it is the source of: stored, and new. What is stored already, or stands
+// in the request twice, adds nothing and does not count; with the original it
+// does.
 func (s *Server) checkQuota(r *http.Request, ps []policy.Policy) error {
-	count := map[policy.AppID]int{}
-	for _, p := range ps {
-		count[p.Source]++
-		count[p.Destination] += 0
-	}
-	apps := make([]policy.AppID, 0, len(count))
-	for app := range count {
-		apps = append(apps, app)
-	}
-	stored, err := s.store.Policies(r.Context(), store.Filter{Sources: apps})
+	// Those of the destinations are read too: the original's rule is about every
+	// app of the request.
+	stored, err := s.store.Policies(r.Context(), store.Filter{Sources: appsOf(ps)})
 	if err != nil {
 		return refuse(http.StatusInternalServerError, "check quota failed", err)
 	}
+	count := map[policy.AppID]int{}
+	there := make(map[policy.Policy]bool, len(stored)+len(ps))
 	for _, p := range stored {
 		count[p.Source]++
+		there[p] = true
 	}
-	for _, n := range count {
-		if n > s.options.MaxPolicies {
+	var added []policy.Policy
+	for _, p := range ps {
+		if !there[p] {
+			there[p] = true
+			count[p.Source]++
+			added = append(added, p)
+		}
+	}
+	for _, app := range appsOf(added) {
+		if count[app] > s.options.MaxPolicies {
 			return refuse(http.StatusForbidden, "policy quota exceeded", nil)
 		}
 	}
@@ -108,17 +119,11 @@ func (s *Server) listPolicies(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return refuse(http.StatusInternalServerError, "database read failed", err)
 	}
-	body, err := version(r).EncodePolicies(ps)
-	if err != nil {
-		return refuse(http.StatusInternalServerError, "map policy as bytes failed", err)
+	identity, _ := auth.FromContext(r.Context())
+	if ps, err = s.filterPolicies(r.Context(), identity, ps); err != nil {
+		return err
 	}
-	return write(w, body)
-}
-
-// cleanup answers with the policies it deleted: those of apps that are gone. Who
-// knows that is the Cloud Controller; without one no app is ever gone.
-func (s *Server) cleanup(w http.ResponseWriter, _ *http.Request) error {
-	body, err := api.V1.EncodePolicies(nil)
+	body, err := version(r).EncodePolicies(ps)
 	if err != nil {
 		return refuse(http.StatusInternalServerError, "map policy as bytes failed", err)
 	}

@@ -3,7 +3,9 @@ package server
 import (
 	"net/http"
 
+	"tulle/policy"
 	"tulle/policy/api"
+	"tulle/policy/auth"
 )
 
 // What the original does not have: the control plane's view of apps, cells and
@@ -14,10 +16,20 @@ func (s *Server) apps(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	apps := make([]api.App, len(list))
+	guids := make([]policy.AppID, len(list))
 	for i, a := range list {
-		apps[i] = api.App{GUID: a.GUID, Name: a.Name, Space: a.Space, SpaceGUID: a.SpaceGUID,
-			Org: a.Org, OrgGUID: a.OrgGUID, Instances: a.Instances}
+		guids[i] = a.GUID
+	}
+	see, err := s.visibleTo(r, guids)
+	if err != nil {
+		return err
+	}
+	apps := make([]api.App, 0, len(list))
+	for _, a := range list {
+		if see(a.GUID) {
+			apps = append(apps, api.App{GUID: a.GUID, Name: a.Name, Space: a.Space, SpaceGUID: a.SpaceGUID,
+				Org: a.Org, OrgGUID: a.OrgGUID, Instances: a.Instances})
+		}
 	}
 	return answerJSON(w, api.Apps{Apps: apps})
 }
@@ -42,7 +54,31 @@ func (s *Server) endpoints(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return answerJSON(w, list)
+	guids := make([]policy.AppID, len(list.Endpoints))
+	for i, e := range list.Endpoints {
+		guids[i] = e.App
+	}
+	see, err := s.visibleTo(r, guids)
+	if err != nil {
+		return err
+	}
+	endpoints := make([]api.Endpoint, 0, len(list.Endpoints))
+	for _, e := range list.Endpoints {
+		if see(e.App) {
+			endpoints = append(endpoints, e)
+		}
+	}
+	return answerJSON(w, api.Endpoints{Endpoints: endpoints, Revision: list.Revision})
+}
+
+// visibleTo is visible for the request's caller.
+func (s *Server) visibleTo(r *http.Request, apps []policy.AppID) (func(policy.AppID) bool, error) {
+	who, _ := auth.FromContext(r.Context())
+	see, err := s.visible(r.Context(), who, apps)
+	if err != nil {
+		return nil, refuse(http.StatusInternalServerError, "check access failed", err)
+	}
+	return see, nil
 }
 
 func answerJSON(w http.ResponseWriter, v any) error {

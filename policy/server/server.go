@@ -33,6 +33,10 @@ type Options struct {
 	MetricsAddress  string          // "": not served
 	AdminSocket     string          // path; "": none
 
+	Directory    Directory     // nil: whoever has the scope may name any app
+	SelfService  bool          // create, delete and list need no scope; needs a Directory
+	CleanupEvery time.Duration // of policies whose apps the Directory does not know; DefaultCleanupEvery
+
 	MaxPolicies        int // DefaultMaxPolicies
 	AllowedCORSDomains []string
 
@@ -48,6 +52,7 @@ type Server struct {
 	log      *slog.Logger
 	started  time.Time
 	sites    []site
+	cleaning chan struct{} // holds one while a cleanup runs
 }
 
 // site is one socket and what is served there.
@@ -79,7 +84,13 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	if o.MaxPolicies <= 0 {
 		o.MaxPolicies = DefaultMaxPolicies
 	}
-	s := &Server{options: o, store: o.Store, log: o.Log, started: time.Now()}
+	if o.CleanupEvery <= 0 {
+		o.CleanupEvery = DefaultCleanupEvery
+	}
+	if o.SelfService && o.Directory == nil {
+		return nil, errors.New("space developer self-service needs to know who the space developers are")
+	}
+	s := &Server{options: o, store: o.Store, log: o.Log, started: time.Now(), cleaning: make(chan struct{}, 1)}
 	if o.Meter != nil {
 		s.store = &timedStore{o.Store, o.Meter}
 	}
@@ -193,6 +204,9 @@ func (s *Server) Run(ctx context.Context) error {
 	parts := []func() error{
 		func() error { return s.internal.Run(ctx) },
 		func() error { return s.expire(ctx) },
+	}
+	if s.options.Directory != nil {
+		parts = append(parts, func() error { return s.cleanRegularly(ctx) })
 	}
 	for _, site := range s.sites {
 		parts = append(parts, func() error { return site.serve(ctx) })
