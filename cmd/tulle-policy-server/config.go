@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"tulle/cmd/internal/conf"
+	"tulle/policy/auth/uaa"
+	"tulle/policy/cc"
 	"tulle/policy/lease"
 	"tulle/policy/server"
 	"tulle/policy/store"
@@ -35,6 +37,23 @@ type config struct {
 	MaxPolicies        int           `yaml:"max_policies"`         // for each source app, of those who are not admin
 	AllowedCORSDomains []string      `yaml:"allowed_cors_domains"` // origins; "*": every one
 	LogLevel           slog.Level    `yaml:"log_level"`            // debug, info, warn, error
+
+	// In a Cloud Foundry; the keys are named as the original's.
+	UAAURL                string        `yaml:"uaa_url"`                             // https://host; "": the tokens file says who is who
+	UAAPort               uint16        `yaml:"uaa_port"`                            // where uaa_url names none
+	UAACA                 string        `yaml:"uaa_ca"`                              // file, PEM; "": the machine's roots
+	UAAClient             string        `yaml:"uaa_client"`                          // the server's own
+	UAASecretFile         string        `yaml:"uaa_client_secret_file"`              // its secret
+	UAATimeout            time.Duration `yaml:"uaa_timeout"`                         // of a request
+	UAAVerification       string        `yaml:"uaa_verification"`                    // check_token, or keys
+	UAAIssuer             string        `yaml:"uaa_issuer"`                          // keys: the tokens' "iss"
+	UAAAudience           []string      `yaml:"uaa_audience"`                        // keys: one of them is in the tokens' "aud"
+	CCURL                 string        `yaml:"cc_url"`                              // https://host:port
+	CCCACert              string        `yaml:"cc_ca_cert"`                          // file, PEM; "": the machine's roots
+	CCTimeout             time.Duration `yaml:"cc_timeout"`                          // of a request
+	SkipSSLValidation     bool          `yaml:"skip_ssl_validation"`                 // of the UAA's and the Cloud Controller's certificates
+	SelfService           bool          `yaml:"enable_space_developer_self_service"` // space developers need no scope
+	PolicyCleanupInterval int           `yaml:"policy_cleanup_interval"`             // minutes
 }
 
 type externalTLS struct {
@@ -49,6 +68,8 @@ func defaults() *config {
 		Hosts:   []string{"localhost", "127.0.0.1", "::1"},
 		Network: netip.MustParsePrefix("10.255.0.0/16"), LeaseBits: 24, LeaseLifetime: 168 * time.Hour,
 		MaxPolicies: server.DefaultMaxPolicies, LogLevel: slog.LevelInfo,
+		UAAClient: "network-policy", UAATimeout: uaa.DefaultTimeout, UAAVerification: verifyByUAA,
+		CCTimeout: cc.DefaultTimeout, PolicyCleanupInterval: int(server.DefaultCleanupEvery / time.Minute),
 	}
 }
 
@@ -64,6 +85,11 @@ func loadConfig(path string) (*config, error) {
 	paths := []*string{&c.Database, &c.PKI, &c.Tokens}
 	if c.ExternalTLS != nil {
 		paths = append(paths, &c.ExternalTLS.Cert, &c.ExternalTLS.Key)
+	}
+	for _, p := range []*string{&c.UAACA, &c.UAASecretFile, &c.CCCACert} {
+		if *p != "" {
+			paths = append(paths, p)
+		}
 	}
 	for _, p := range paths {
 		if !filepath.IsAbs(*p) {
@@ -106,7 +132,7 @@ func (c *config) Validate() error {
 	if c.ExternalTLS != nil && (c.ExternalTLS.Cert == "" || c.ExternalTLS.Key == "") {
 		errs = append(errs, conf.Bad("external_tls", "needs cert and key"))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.validateFoundation()...)...)
 }
 
 func (c *config) lease() store.LeaseConfig {

@@ -8,9 +8,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"time"
 
 	"tulle/policy/api"
-	"tulle/policy/auth"
 	"tulle/policy/ca"
 	"tulle/policy/server"
 	"tulle/policy/server/metrics"
@@ -41,7 +41,7 @@ func serve(ctx context.Context, p *place, stdout, stderr io.Writer) (err error) 
 	if err != nil {
 		return fmt.Errorf("server certificate: %w", err)
 	}
-	tokens, err := auth.OpenTokens(c.Tokens, log)
+	who, directory, err := c.foundation(log)
 	if err != nil {
 		return err
 	}
@@ -60,7 +60,8 @@ func serve(ctx context.Context, p *place, stdout, stderr io.Writer) (err error) 
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
 	srv, err := server.New(ctx, server.Options{
-		Store: s, Auth: tokens,
+		Store: s, Auth: who, Directory: directory,
+		SelfService: c.SelfService, CleanupEvery: time.Duration(c.PolicyCleanupInterval) * time.Minute,
 		ExternalAddress: c.External, ExternalTLS: external,
 		InternalAddress: c.Internal, InternalTLS: ca.ServerTLS(roots.Cells, certificate),
 		Meter: metrics.New(), MetricsAddress: c.Metrics,
