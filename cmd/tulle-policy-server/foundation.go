@@ -160,6 +160,7 @@ func (c *config) uaaAddress() string {
 func (c *config) trusting(file string) (*http.Client, error) {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: c.SkipSSLValidation}
+	t.Proxy = nil // secrets take the straight way, as the original's
 	t.MaxIdleConnsPerHost = 16
 	t.IdleConnTimeout = time.Minute
 	if file != "" {

@@ -251,7 +251,8 @@ func TestQuotaOfASpaceDeveloper(t *testing.T) {
 // UAA that is failing, slow, talking nonsense or away; in time, and nothing is
 // stored, shown or deleted meanwhile.
 func TestFoundationOutages(t *testing.T) {
-	f := found(t)
+	var log lines
+	f := found(t, func(o *server.Options) { o.Log = slog.New(slog.NewTextHandler(&log, nil)) })
 	p := body("web db tcp 80 80")
 	f.expect("create", f.call("POST", policies, f.admin, p), 200, `{}`)
 	other := body("web db tcp 81 81")
@@ -275,6 +276,14 @@ func TestFoundationOutages(t *testing.T) {
 		}
 	}
 	f.expect("afterwards", f.call("GET", policies, f.alice, ""), 200, p)
+	f.expect("a bad token", f.call("GET", policies, "nobody", ""), 401, badToken)
+	// Four moods with two requests each; a token that is no good is nobody's concern.
+	if n := strings.Count(log.String(), "whose a token is cannot be found out"); n != 8 {
+		t.Errorf("the UAA's outages are in the log %d times, want 8:\n%s", n, log.String())
+	}
+	if strings.Contains(log.String(), f.alice) || strings.Contains(log.String(), uaatest.ClientSecret) {
+		t.Error("the log tells a secret")
+	}
 }
 
 // TestOfflineInAFoundation: with tokens checked by keys the UAA may be away.

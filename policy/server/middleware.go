@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"net/http"
 	"slices"
 	"strings"
@@ -75,6 +76,9 @@ func (s *Server) authorised(h handler, scopes ...auth.Scope) handler {
 		}
 		identity, err := s.options.Auth.Authenticate(r.Context(), token)
 		if err != nil {
+			if !errors.Is(err, auth.ErrUnknownToken) && r.Context().Err() == nil {
+				s.log.Error("whose a token is cannot be found out", "request_id", w.Header().Get(headerRequestID), "error", err)
+			}
 			// The original's text, whoever is asked: clients show it.
 			return refuse(http.StatusUnauthorized, "failed to verify token with uaa", err)
 		}

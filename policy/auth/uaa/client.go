@@ -40,7 +40,7 @@ type Options struct {
 type Client struct {
 	options Options
 	http    http.Client
-	flights singleflight.Group
+	flight  singleflight.Group // of the own token
 
 	mu  sync.Mutex // guards own
 	own ownToken

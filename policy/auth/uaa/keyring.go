@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/singleflight"
 )
 
 // How long published keys are used.
@@ -15,12 +17,16 @@ const (
 	keysPause = 10 * time.Second // between two requests for keys, whatever tokens come
 )
 
-var errNoKey = errors.New("uaa publishes no such key")
+var (
+	errNoKey = errors.New("uaa publishes no such key")
+	errNoUAA = errors.New("uaa's keys are not known")
+)
 
 // keyring keeps the UAA's keys. A token that names a key which is not here makes
 // it ask again, but at most once a pause: tokens cost nothing to make up.
 type keyring struct {
 	client *Client
+	flight singleflight.Group
 
 	mu     sync.Mutex // guards what follows
 	keys   map[string]key
@@ -37,7 +43,7 @@ func (r *keyring) key(ctx context.Context, id string) (key, error) {
 	if !ask {
 		return k, r.verdict(id, ok)
 	}
-	_, err, _ := r.client.flights.Do("keys", func() (any, error) {
+	_, err, _ := r.flight.Do("keys", func() (any, error) {
 		if !r.begin(id) {
 			return nil, nil
 		}
@@ -87,7 +93,7 @@ func (r *keyring) verdict(id string, ok bool) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.failed != nil {
-		return fmt.Errorf("key %q: %w", id, r.failed)
+		return fmt.Errorf("key %q: %w: %w", id, errNoUAA, r.failed)
 	}
 	return fmt.Errorf("key %q: %w", id, errNoKey)
 }

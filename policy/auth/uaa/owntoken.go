@@ -53,7 +53,7 @@ func (c *Client) ownToken(ctx context.Context) (ownToken, error) {
 	}
 	// The request is of all who wait; it ends by its own time limit, not with
 	// the one of them who was first.
-	got, err, _ := c.flights.Do("token", func() (any, error) {
+	got, err, _ := c.flight.Do("token", func() (any, error) {
 		if t, ok := c.kept(); ok {
 			return t, nil
 		}

@@ -63,6 +63,8 @@ func (v *Verifier) Authenticate(ctx context.Context, token string) (auth.Identit
 	var c claims
 	_, err := v.parser.ParseWithClaims(token, &c, func(t *jwt.Token) (any, error) { return v.keyOf(ctx, t) })
 	switch {
+	case errors.Is(err, errNoUAA):
+		return auth.Identity{}, err // which says nothing against the token
 	case err != nil:
 		return refuse(err)
 	case strings.HasSuffix(c.ID, "-r"):
