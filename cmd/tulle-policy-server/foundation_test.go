@@ -155,3 +155,30 @@ func TestFoundationConfigurationNamesWhatIsWrong(t *testing.T) {
 		t.Errorf("a root that is none: status %d: %s", status, stderr)
 	}
 }
+
+// TestTheManualsConfiguration: what docs/operations/cloud-foundry.md shows is
+// taken as it stands, and its defaults are the defaults.
+func TestTheManualsConfiguration(t *testing.T) {
+	_, rest, ok := strings.Cut(read(t, filepath.Join("..", "..", "docs", "operations", "cloud-foundry.md")), "```yaml\n")
+	text, _, closed := strings.Cut(rest, "```")
+	if !ok || !closed {
+		t.Fatal("the page shows no configuration")
+	}
+	path := filepath.Join(t.TempDir(), configFile)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := loadConfig(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.uaaAddress() != "https://uaa.service.cf.internal:8443" || c.UAASecretFile != filepath.Join(filepath.Dir(path), "uaa-client.secret") ||
+		c.UAAVerification != verifyByKeys || !c.SelfService || len(c.audience()) != 1 {
+		t.Errorf("read as %+v", c)
+	}
+	d := defaults()
+	if c.UAAClient != d.UAAClient || c.UAATimeout != d.UAATimeout || c.CCTimeout != d.CCTimeout ||
+		c.PolicyCleanupInterval != d.PolicyCleanupInterval || c.MaxPolicies != d.MaxPolicies || d.UAAVerification != verifyByUAA {
+		t.Errorf("the defaults are %+v", d)
+	}
+}
