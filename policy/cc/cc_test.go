@@ -167,7 +167,7 @@ func TestARefusedTokenIsReplaced(t *testing.T) {
 // TestOutages: neither server may be missing, and neither missing one is an
 // answer.
 func TestOutages(t *testing.T) {
-	for name, mood := range map[string]uaatest.Mood{"failing": uaatest.Failing, "garbage": uaatest.Garbage, "slow": uaatest.Slow, "down": uaatest.Down} {
+	for name, mood := range map[string]uaatest.Mood{"failing": uaatest.Failing, "garbage": uaatest.Garbage, "slow": uaatest.Slow, "down": uaatest.Down, "halfway": uaatest.Halfway} {
 		for of, temper := range map[string]func(*rig) *uaatest.Temper{
 			"cloud controller": func(r *rig) *uaatest.Temper { return &r.cc.Temper },
 			"uaa":              func(r *rig) *uaatest.Temper { return &r.uaa.Temper },

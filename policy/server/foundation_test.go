@@ -220,6 +220,7 @@ func TestSelfService(t *testing.T) {
 	plain := without.uaa.User("alice", "guid-alice", "cloud_controller.read")
 	const refused = `{"error": "provided scopes [cloud_controller.read] do not include allowed scopes [network.admin network.write]"}`
 	without.expect("create without the switch", without.call("POST", policies, plain, within), 403, refused)
+	without.expect("the scope is looked at before the body", without.call("POST", policies, plain, "{"), 403, refused)
 	without.expect("delete without the switch", without.call("POST", remove, plain, within), 403, refused)
 	without.expect("list without the switch", without.call("GET", policies, plain, ""), 403, refused)
 

@@ -91,7 +91,7 @@ func TestCheckTokenWithAWrongSecret(t *testing.T) {
 func TestOutages(t *testing.T) {
 	r := start(t, impatient)
 	token := r.User("alice", "a", "network.admin")
-	for name, mood := range map[string]uaatest.Mood{"failing": uaatest.Failing, "garbage": uaatest.Garbage, "slow": uaatest.Slow, "down": uaatest.Down} {
+	for name, mood := range map[string]uaatest.Mood{"failing": uaatest.Failing, "garbage": uaatest.Garbage, "slow": uaatest.Slow, "down": uaatest.Down, "halfway": uaatest.Halfway} {
 		t.Run(name, func(t *testing.T) {
 			r.Be(mood)
 			for what, ask := range map[string]func() error{

@@ -203,7 +203,7 @@ func TestKeysRotate(t *testing.T) {
 
 // TestKeysOutliveAnOutage, for a day.
 func TestKeysOutliveAnOutage(t *testing.T) {
-	for name, mood := range map[string]uaatest.Mood{"failing": uaatest.Failing, "garbage": uaatest.Garbage, "slow": uaatest.Slow, "down": uaatest.Down} {
+	for name, mood := range map[string]uaatest.Mood{"failing": uaatest.Failing, "garbage": uaatest.Garbage, "slow": uaatest.Slow, "down": uaatest.Down, "halfway": uaatest.Halfway} {
 		t.Run(name, func(t *testing.T) {
 			r, v := startVerifier(t, impatient)
 			c := r.Claims("alice", "a", "network.admin")

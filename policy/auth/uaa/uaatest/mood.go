@@ -16,6 +16,7 @@ const (
 	Garbage      // 200 with something that is no JSON
 	Slow         // accepts, and does not answer until Release
 	Down         // closes the connection
+	Halfway      // begins an answer, and does not end it until Release
 )
 
 // Temper gives a test's server its moods; the zero value is well.
@@ -61,6 +62,13 @@ func (t *Temper) Serves(w http.ResponseWriter, r *http.Request) bool {
 		case <-r.Context().Done():
 		case <-release:
 			return true
+		}
+	case Halfway:
+		_, _ = io.WriteString(w, `{"keys":[`)
+		_ = http.NewResponseController(w).Flush() // who is gone needs none of it
+		select {
+		case <-r.Context().Done():
+		case <-release:
 		}
 	case Down:
 		panic(http.ErrAbortHandler)
