@@ -11,7 +11,7 @@ import (
 )
 
 // explain gives SQLite's result codes the store's names.
-func (d *db) explain(err error) error {
+func explain(err error) error {
 	var e *sqlite.Error
 	if !errors.As(err, &e) {
 		return err
@@ -26,12 +26,4 @@ func (d *db) explain(err error) error {
 		return fmt.Errorf("%w: %w", store.ErrCorrupt, err)
 	}
 	return err
-}
-
-// fail wraps err with what was being done; nil stays nil.
-func (d *db) fail(doing string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%s: %w", doing, d.explain(err))
 }

@@ -15,96 +15,52 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
 	"net/url"
 	"os"
 	"path/filepath"
-	"sync"
-	"time"
 
 	_ "modernc.org/sqlite" // registers the driver "sqlite"
 
 	"tulle/policy"
-	"tulle/policy/api"
-	"tulle/policy/lease"
 	"tulle/policy/store"
+	"tulle/policy/store/sqlstore"
 )
 
 // Options of a store. The zero value of each field but Lease is its default.
-type Options struct {
-	Lease store.LeaseConfig
-	// History is how many changes are kept for watchers that reconnect; 10,000.
-	History int
-	// TagRest is how long a released tag is given to nobody; 60 s. Cells that
-	// have not heard of the release yet must not take the tag for another app.
-	TagRest time.Duration
-	// MaxTag is the last tag that is given; policy.MaxTag, which the wire bears.
-	MaxTag policy.Tag
-	// Now is the clock; time.Now.
-	Now func() time.Time
-	// Random draws from 0 to n-1, for the choice of subnets; math/rand.
-	Random func(n int) int
-}
+type Options = sqlstore.Options
 
-const (
-	defaultHistory = 10_000
-	defaultTagRest = time.Minute
-	readers        = 4
-)
+const readers = 4
 
 // db implements store.Store.
 type db struct {
-	path    string
-	options Options
-	pool    lease.Pool
-	lock    *os.File
-	writer  *sql.DB // one connection, immediate transactions
-	reader  *sql.DB // query_only
-	epoch   api.Epoch
+	store.Store
 
-	mu      sync.Mutex // guards changed
-	changed chan struct{}
+	path   string
+	lock   *os.File
+	writer *sql.DB // one connection, immediate transactions
+	reader *sql.DB // query_only
 }
 
 // Open opens the database at path, makes it when there is none, and brings its
 // schema up to date. The caller closes it. Errors: store.ErrLocked when another
 // process has it open, store.ErrCorrupt, store.ErrFull, store.ErrNewer.
 func Open(ctx context.Context, path string, o Options) (store.Store, error) {
-	if o.History <= 0 {
-		o.History = defaultHistory
+	if err := o.Check(); err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
 	}
-	if o.TagRest <= 0 {
-		o.TagRest = defaultTagRest
-	}
-	if o.MaxTag == policy.NoTag {
-		o.MaxTag = policy.MaxTag
-	}
-	if o.Now == nil {
-		o.Now = time.Now
-	}
-	if o.Random == nil {
-		o.Random = rand.IntN
-	}
-	if o.Lease.Lifetime < time.Second {
-		return nil, fmt.Errorf("open database: lease lifetime %s: must be a second or more", o.Lease.Lifetime)
-	}
-	pool, err := lease.NewPool(o.Lease.Network, o.Lease.Bits)
+	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fmt.Errorf("open database: %w", err)
 	}
-	path, err = filepath.Abs(path)
-	if err != nil {
-		return nil, fmt.Errorf("open database: %w", err)
-	}
-	d := &db{path: path, options: o, pool: pool, changed: make(chan struct{})}
-	if err := d.open(ctx); err != nil {
+	d := &db{path: path}
+	if err := d.open(ctx, o); err != nil {
 		d.Close()
-		return nil, fmt.Errorf("open database %s: %w", path, d.explain(err))
+		return nil, fmt.Errorf("open database %s: %w", path, explain(err))
 	}
 	return d, nil
 }
 
-func (d *db) open(ctx context.Context) error {
+func (d *db) open(ctx context.Context, o Options) error {
 	lock, err := lockFile(d.path)
 	if err != nil {
 		return err
@@ -146,7 +102,18 @@ func (d *db) open(ctx context.Context) error {
 	}
 	d.reader.SetMaxOpenConns(readers)
 	d.reader.SetMaxIdleConns(readers)
-	return d.reader.QueryRowContext(ctx, `SELECT epoch FROM meta`).Scan(&d.epoch)
+	d.Store, err = sqlstore.New(ctx, sqlstore.Database{
+		Writer: d.writer, Reader: d.reader, Pulse: new(sqlstore.Pulse),
+		View:    sql.TxOptions{ReadOnly: true},
+		Prepare: true,
+		Query:   func(query string) string { return query },
+		List:    `(SELECT value FROM json_each(?))`,
+		Texts:   func(apps []policy.AppID) []policy.AppID { return apps },
+		Explain: explain,
+		// Nobody else writes: what went wrong once, goes wrong again.
+		Again: func(error, bool) bool { return false },
+	}, o)
+	return err
 }
 
 // check reads the file's structure once, so that damage is found when the
@@ -183,27 +150,6 @@ func (d *db) Close() error {
 		d.lock = nil
 	}
 	return errors.Join(errs...)
-}
-
-func (d *db) Epoch() api.Epoch { return d.epoch }
-
-// Ping reads one row: the file is there and answers.
-func (d *db) Ping(ctx context.Context) error {
-	var one int
-	return d.fail("ping", d.reader.QueryRowContext(ctx, `SELECT id FROM meta`).Scan(&one))
-}
-
-func (d *db) Changed() <-chan struct{} {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.changed
-}
-
-func (d *db) pulse() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	close(d.changed)
-	d.changed = make(chan struct{})
 }
 
 // bare takes the path out of a file error: Open says it once.

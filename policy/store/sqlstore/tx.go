@@ -1,10 +1,11 @@
-package sqlite
+package sqlstore
 
 import (
 	"context"
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"math/rand/v2"
 	"time"
 
 	"tulle/policy"
@@ -29,32 +30,65 @@ type tx struct {
 	statements map[string]*sql.Stmt
 }
 
+// attempts bounds how often a write or a read is tried.
+const attempts = 6
+
 // write runs f in a transaction. What f put into the delta becomes the next
 // revision, or no revision where f changed nothing; then watchers are woken. An
-// error leaves nothing behind.
+// error leaves nothing behind. f is run again, in a transaction of its own,
+// when the database gave the first one up without a fault of its own.
 func (d *db) write(ctx context.Context, doing string, f func(*tx) error) (api.Revision, error) {
-	sqlTx, err := d.writer.BeginTx(ctx, nil)
+	for n := 1; ; n++ {
+		revision, changed, sent, err := d.attempt(ctx, f)
+		if err == nil {
+			if changed {
+				d.Pulse.Beat()
+			}
+			return revision, nil
+		}
+		if n == attempts || !d.Again(err, sent) || !d.pause(ctx, n) {
+			return 0, d.fail(doing, err)
+		}
+	}
+}
+
+// pause waits before the attempt after the n-th, longer each time and by chance,
+// so that two servers do not meet again. It reports whether ctx goes on.
+func (d *db) pause(ctx context.Context, n int) bool {
+	wait := time.Duration(1+rand.IntN(5<<n)) * time.Millisecond
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// attempt is one try of a write. sent says that the commit was under way.
+func (d *db) attempt(ctx context.Context, f func(*tx) error) (revision api.Revision, changed, sent bool, err error) {
+	sqlTx, err := d.Writer.BeginTx(ctx, nil)
 	if err != nil {
-		return 0, d.fail(doing, err)
+		return 0, false, false, err
 	}
 	// After Commit this does nothing; after a full disk SQLite may have rolled
 	// back by itself. Neither is worth a word.
 	defer sqlTx.Rollback()
-	t := &tx{Tx: sqlTx, ctx: ctx, db: d, now: d.options.Now(), statements: map[string]*sql.Stmt{}}
+	t := &tx{Tx: sqlTx, ctx: ctx, db: d, statements: map[string]*sql.Stmt{}}
+	if d.Lock != "" {
+		if _, err := sqlTx.ExecContext(ctx, d.Lock); err != nil {
+			return 0, false, false, err
+		}
+	}
+	t.now = d.options.Now()
 	if err := f(t); err != nil {
-		return 0, d.fail(doing, err)
+		return 0, false, false, err
 	}
-	revision, changed, err := t.record()
-	if err != nil {
-		return 0, d.fail(doing, err)
+	if revision, changed, err = t.record(); err != nil {
+		return 0, false, false, err
 	}
-	if err := t.Commit(); err != nil {
-		return 0, d.fail(doing, err)
-	}
-	if changed {
-		d.pulse()
-	}
-	return revision, nil
+	return revision, changed, true, t.Commit()
 }
 
 // record raises the revision and keeps the delta, if there is any.
@@ -76,7 +110,12 @@ func (t *tx) record() (revision api.Revision, changed bool, err error) {
 	if err := t.exec(`INSERT INTO changes (revision, delta) VALUES (?, ?)`, revision, string(text)); err != nil {
 		return 0, false, err
 	}
-	err = t.exec(`DELETE FROM changes WHERE revision <= ?`, int64(revision)-int64(t.db.options.History))
+	if err := t.exec(`DELETE FROM changes WHERE revision <= ?`, int64(revision)-int64(t.db.options.History)); err != nil {
+		return 0, false, err
+	}
+	if t.db.Notify != "" {
+		_, err = t.ExecContext(t.ctx, t.db.Notify)
+	}
 	return revision, true, err
 }
 
@@ -84,7 +123,7 @@ func (t *tx) statement(query string) (*sql.Stmt, error) {
 	if s := t.statements[query]; s != nil {
 		return s, nil
 	}
-	s, err := t.PrepareContext(t.ctx, query)
+	s, err := t.PrepareContext(t.ctx, t.db.Query(query))
 	if err == nil {
 		t.statements[query] = s
 	}
@@ -98,11 +137,7 @@ func (t *tx) exec(query string, args ...any) error {
 
 // touch is exec, saying whether a row was touched.
 func (t *tx) touch(query string, args ...any) (bool, error) {
-	s, err := t.statement(query)
-	if err != nil {
-		return false, err
-	}
-	r, err := s.ExecContext(t.ctx, args...)
+	r, err := t.run(query, args...)
 	if err != nil {
 		return false, err
 	}
@@ -110,13 +145,37 @@ func (t *tx) touch(query string, args ...any) (bool, error) {
 	return n > 0, err
 }
 
+func (t *tx) run(query string, args ...any) (sql.Result, error) {
+	if !t.db.Prepare {
+		return t.ExecContext(t.ctx, t.db.Query(query), args...)
+	}
+	s, err := t.statement(query)
+	if err != nil {
+		return nil, err
+	}
+	return s.ExecContext(t.ctx, args...)
+}
+
 // row reads the first column of one row into dest.
 func (t *tx) row(dest any, query string, args ...any) error {
+	if !t.db.Prepare {
+		return t.QueryRowContext(t.ctx, query, args...).Scan(dest)
+	}
 	s, err := t.statement(query)
 	if err != nil {
 		return err
 	}
 	return s.QueryRowContext(t.ctx, args...).Scan(dest)
+}
+
+// QueryContext and QueryRowContext make the transaction a querier.
+
+func (t *tx) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	return t.Tx.QueryContext(ctx, t.db.Query(query), args...)
+}
+
+func (t *tx) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
+	return t.Tx.QueryRowContext(ctx, t.db.Query(query), args...)
 }
 
 // found turns "no row" into false.
@@ -127,10 +186,24 @@ func found(err error) (bool, error) {
 	return err == nil, err
 }
 
-// querier is a database or a transaction.
+// querier is a database or a transaction that takes portable SQL.
 type querier interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// portable makes one of a database's own.
+type portable struct {
+	querier
+	write func(string) string // portable SQL in the database's way
+}
+
+func (p portable) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	return p.querier.QueryContext(ctx, p.write(query), args...)
+}
+
+func (p portable) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
+	return p.querier.QueryRowContext(ctx, p.write(query), args...)
 }
 
 // list reads all rows of a query. The result is never nil.
@@ -151,25 +224,43 @@ func list[T any](ctx context.Context, q querier, scan func(*sql.Rows, *T) error,
 	return out, rows.Err()
 }
 
-// view runs f in a read transaction: one consistent state, however many
-// queries.
-func (d *db) view(ctx context.Context, doing string, f func(*sql.Tx) error) error {
-	t, err := d.reader.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
-	if err != nil {
-		return d.fail(doing, err)
+// read runs f, which may be run again, with a connection for one query.
+func (d *db) read(ctx context.Context, doing string, f func(querier) error) error {
+	for n := 1; ; n++ {
+		err := f(portable{d.Reader, d.Query})
+		if err == nil || n == attempts || !d.Again(err, false) || !d.pause(ctx, n) {
+			return d.fail(doing, err)
+		}
 	}
-	defer t.Rollback() // nothing to commit
-	return d.fail(doing, f(t))
+}
+
+// view runs f, which may be run again, in a read transaction: one consistent
+// state, however many queries.
+func (d *db) view(ctx context.Context, doing string, f func(querier) error) error {
+	once := func() error {
+		t, err := d.Reader.BeginTx(ctx, &d.View)
+		if err != nil {
+			return err
+		}
+		defer t.Rollback() // nothing to commit
+		return f(portable{t, d.Query})
+	}
+	for n := 1; ; n++ {
+		err := once()
+		if err == nil || n == attempts || !d.Again(err, false) || !d.pause(ctx, n) {
+			return d.fail(doing, err)
+		}
+	}
 }
 
 // State reads everything at one revision.
 func (d *db) State(ctx context.Context) (*store.State, error) {
-	s := &store.State{Epoch: d.epoch}
-	err := d.view(ctx, "read state", func(t *sql.Tx) (err error) {
-		if err = t.QueryRowContext(ctx, `SELECT revision FROM meta`).Scan(&s.Revision); err != nil {
+	s := &store.State{}
+	err := d.view(ctx, "read state", func(t querier) (err error) {
+		if err = t.QueryRowContext(ctx, `SELECT epoch, revision FROM meta`).Scan(&s.Epoch, &s.Revision); err != nil {
 			return err
 		}
-		if s.Policies, err = listPolicies(ctx, t, store.Filter{}); err != nil {
+		if s.Policies, err = d.listPolicies(ctx, t, store.Filter{}); err != nil {
 			return err
 		}
 		if s.Tags, err = listTags(ctx, t); err != nil {
@@ -188,21 +279,25 @@ func (d *db) State(ctx context.Context) (*store.State, error) {
 	if err != nil {
 		return nil, err
 	}
+	d.epoch.Store(&s.Epoch)
 	return s, nil
 }
 
 // Changes reads what is kept of the history. Kept changes have no gaps, so the
-// first one tells whether all that was asked for is still there.
+// first one tells whether all that was asked for is still there. Those of
+// another epoch than Epoch's are another history's.
 func (d *db) Changes(ctx context.Context, after api.Revision, limit int) ([]api.Delta, error) {
 	const doing = "read changes"
 	var deltas []api.Delta
-	err := d.view(ctx, doing, func(t *sql.Tx) error {
+	err := d.view(ctx, doing, func(t querier) error {
+		var epoch api.Epoch
 		var current api.Revision
-		if err := t.QueryRowContext(ctx, `SELECT revision FROM meta`).Scan(&current); err != nil {
+		if err := t.QueryRowContext(ctx, `SELECT epoch, revision FROM meta`).Scan(&epoch, &current); err != nil {
 			return err
 		}
-		if after >= current {
-			if after > current { // not of this history
+		deltas = nil
+		if after >= current || epoch != d.Epoch() {
+			if after > current || epoch != d.Epoch() { // not of this history
 				return store.ErrCompacted
 			}
 			return nil

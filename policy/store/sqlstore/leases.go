@@ -1,4 +1,4 @@
-package sqlite
+package sqlstore
 
 import (
 	"context"
@@ -51,12 +51,16 @@ func (t *tx) cell(name string) (c cell, ok bool, err error) {
 }
 
 func (t *tx) putCell(c cell) error {
+	live := 0 // a number in every database
+	if c.live {
+		live = 1
+	}
 	return t.exec(`INSERT INTO cells (`+cellColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (name) DO UPDATE SET kind = excluded.kind, mode = excluded.mode, underlay = excluded.underlay,
 		port = excluded.port, subnet = excluded.subnet, generation = excluded.generation, live = excluded.live,
 		renewed = excluded.renewed, expires = excluded.expires, sequence = excluded.sequence`,
 		c.Name, c.Kind, c.Mode, c.Underlay.String(), c.Port, c.Subnet.String(), c.Generation,
-		c.live, c.renewed, c.expires, c.sequence)
+		live, c.renewed, c.expires, c.sequence)
 }
 
 func (d *db) Lease(ctx context.Context, name string, r api.LeaseRequest) (api.Lease, error) {
@@ -232,8 +236,10 @@ func (d *db) Expire(ctx context.Context) (next time.Time, err error) {
 	// Most calls find nothing; those do not take the writer.
 	var micros sql.NullInt64
 	const soonest = `SELECT min(expires) FROM cells WHERE live = 1 AND expires > 0`
-	if err := d.reader.QueryRowContext(ctx, soonest).Scan(&micros); err != nil {
-		return time.Time{}, d.fail("expire leases", err)
+	if err := d.read(ctx, "expire leases", func(q querier) error {
+		return q.QueryRowContext(ctx, soonest).Scan(&micros)
+	}); err != nil {
+		return time.Time{}, err
 	}
 	if micros.Valid && micros.Int64 <= d.options.Now().UnixMicro() {
 		if _, err := d.write(ctx, "expire leases", func(t *tx) error {
@@ -268,8 +274,12 @@ func (t *tx) expire(but string) (int, error) {
 }
 
 func (d *db) Cells(ctx context.Context) ([]store.Cell, error) {
-	cells, err := listCells(ctx, d.reader)
-	return cells, d.fail("read cells", err)
+	var cells []store.Cell
+	err := d.read(ctx, "read cells", func(q querier) (err error) {
+		cells, err = listCells(ctx, q)
+		return err
+	})
+	return cells, err
 }
 
 func listCells(ctx context.Context, q querier) ([]store.Cell, error) {

@@ -1,4 +1,4 @@
-package sqlite
+package sqlstore
 
 import (
 	"cmp"
@@ -17,8 +17,10 @@ import (
 )
 
 func (d *db) SetEndpoints(ctx context.Context, name string, r api.EndpointsRequest) (api.EndpointsResponse, error) {
-	answer := api.EndpointsResponse{Epoch: d.epoch, Apps: map[string]policy.AppID{}}
+	answer := api.EndpointsResponse{Epoch: d.Epoch(), Apps: map[string]policy.AppID{}}
 	revision, err := d.write(ctx, "endpoints of "+name, func(t *tx) error {
+		clear(answer.Apps)
+		answer.Refused = nil
 		c, known, err := t.cell(name)
 		switch {
 		case err != nil:
@@ -157,7 +159,7 @@ func key(e api.Endpoint) api.EndpointKey {
 }
 
 func (d *db) Endpoints(ctx context.Context) (es api.Endpoints, err error) {
-	err = d.view(ctx, "read endpoints", func(t *sql.Tx) error {
+	err = d.view(ctx, "read endpoints", func(t querier) error {
 		if err := t.QueryRowContext(ctx, `SELECT revision FROM meta`).Scan(&es.Revision); err != nil {
 			return err
 		}
@@ -182,14 +184,18 @@ func listEndpoints(ctx context.Context, q querier, name string) ([]api.Endpoint,
 }
 
 func (d *db) Apps(ctx context.Context) ([]store.App, error) {
-	apps, err := list(ctx, d.reader, func(r *sql.Rows, a *store.App) error {
-		return r.Scan(&a.GUID, &a.Name, &a.SpaceGUID, &a.Space, &a.OrgGUID, &a.Org, &a.Instances)
-	}, `SELECT a.guid, a.name, coalesce(s.guid, ''), coalesce(s.name, ''), coalesce(o.guid, ''), coalesce(o.name, ''),
-			(SELECT count(*) FROM endpoints e WHERE e.app = a.guid)
-		FROM apps a LEFT JOIN spaces s ON s.guid = a.space LEFT JOIN orgs o ON o.guid = s.org`)
+	var apps []store.App
+	err := d.read(ctx, "read apps", func(q querier) (err error) {
+		apps, err = list(ctx, q, func(r *sql.Rows, a *store.App) error {
+			return r.Scan(&a.GUID, &a.Name, &a.SpaceGUID, &a.Space, &a.OrgGUID, &a.Org, &a.Instances)
+		}, `SELECT a.guid, a.name, coalesce(s.guid, ''), coalesce(s.name, ''), coalesce(o.guid, ''), coalesce(o.name, ''),
+				(SELECT count(*) FROM endpoints e WHERE e.app = a.guid)
+			FROM apps a LEFT JOIN spaces s ON s.guid = a.space LEFT JOIN orgs o ON o.guid = s.org`)
+		return err
+	})
 	// Sorted here: databases order text differently.
 	slices.SortFunc(apps, func(a, b store.App) int {
 		return cmp.Or(cmp.Compare(a.Org, b.Org), cmp.Compare(a.Space, b.Space), cmp.Compare(a.Name, b.Name), cmp.Compare(a.GUID, b.GUID))
 	})
-	return apps, d.fail("read apps", err)
+	return apps, err
 }

@@ -1,4 +1,4 @@
-package sqlite
+package sqlstore
 
 import (
 	"context"
@@ -71,7 +71,7 @@ func (t *tx) touchPolicies(n int) error {
 	if n == 0 {
 		return nil
 	}
-	return t.exec(`UPDATE meta SET policies_updated = max(policies_updated + 1, ?)`, t.now.UnixMicro())
+	return t.exec(`UPDATE meta SET policies_updated = CASE WHEN policies_updated < ?1 THEN ?1 ELSE policies_updated + 1 END`, t.now.UnixMicro())
 }
 
 // assignTag gives the app the lowest free tag unless it has one. need is how
@@ -119,18 +119,22 @@ func (t *tx) releaseTag(app policy.AppID) error {
 }
 
 func (d *db) Policies(ctx context.Context, f store.Filter) ([]policy.Policy, error) {
-	ps, err := listPolicies(ctx, d.reader, f)
-	return ps, d.fail("read policies", err)
+	var ps []policy.Policy
+	err := d.read(ctx, "read policies", func(q querier) (err error) {
+		ps, err = d.listPolicies(ctx, q, f)
+		return err
+	})
+	return ps, err
 }
 
 // listPolicies is ordered, so that two answers can be compared.
-func listPolicies(ctx context.Context, q querier, f store.Filter) ([]policy.Policy, error) {
+func (d *db) listPolicies(ctx context.Context, q querier, f store.Filter) ([]policy.Policy, error) {
 	var where []string
 	var args []any
 	in := func(condition string, apps []policy.AppID) error {
-		// One parameter whatever the length: SQLite has a limit of parameters.
-		text, err := json.Marshal(apps)
-		where = append(where, strings.ReplaceAll(condition, "LIST", `(SELECT value FROM json_each(?))`))
+		// One parameter whatever the length: databases have a limit of parameters.
+		text, err := json.Marshal(d.Texts(apps))
+		where = append(where, strings.ReplaceAll(condition, "LIST", d.List))
 		for range strings.Count(condition, "LIST") {
 			args = append(args, string(text))
 		}
@@ -162,8 +166,12 @@ func listPolicies(ctx context.Context, q querier, f store.Filter) ([]policy.Poli
 }
 
 func (d *db) Tags(ctx context.Context) ([]api.AppTag, error) {
-	tags, err := listTags(ctx, d.reader)
-	return tags, d.fail("read tags", err)
+	var tags []api.AppTag
+	err := d.read(ctx, "read tags", func(q querier) (err error) {
+		tags, err = listTags(ctx, q)
+		return err
+	})
+	return tags, err
 }
 
 func listTags(ctx context.Context, q querier) ([]api.AppTag, error) {
@@ -173,15 +181,17 @@ func listTags(ctx context.Context, q querier) ([]api.AppTag, error) {
 
 func (d *db) LastUpdated(ctx context.Context) (time.Time, error) {
 	var micros int64
-	if err := d.reader.QueryRowContext(ctx, `SELECT policies_updated FROM meta`).Scan(&micros); err != nil {
-		return time.Time{}, d.fail("read time of last update", err)
+	if err := d.read(ctx, "read time of last update", func(q querier) error {
+		return q.QueryRowContext(ctx, `SELECT policies_updated FROM meta`).Scan(&micros)
+	}); err != nil {
+		return time.Time{}, err
 	}
 	return time.UnixMicro(micros), nil
 }
 
 func (d *db) Stats(ctx context.Context) (store.Stats, error) {
 	s := store.Stats{TagLimit: int(d.options.MaxTag), LeasePool: d.pool.Size()}
-	err := d.view(ctx, "read statistics", func(t *sql.Tx) error {
+	err := d.view(ctx, "read statistics", func(t querier) error {
 		if err := t.QueryRowContext(ctx, `SELECT revision,
 			(SELECT count(*) FROM policies), (SELECT count(*) FROM tags WHERE app IS NOT NULL),
 			(SELECT count(*) FROM endpoints), (SELECT count(*) FROM apps) FROM meta`).
