@@ -19,6 +19,7 @@ const (
 // programs maps a Debian package to a file that shows it is there.
 var programs = map[string]string{
 	"prometheus": "promtool",
+	"postgresql": "/usr/lib/postgresql/15/bin/initdb",
 	"gcc":        "gcc",
 	"libc6-dev":  "/usr/include/stdlib.h",
 }
