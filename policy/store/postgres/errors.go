@@ -22,6 +22,7 @@ const (
 	codeCrashShutdown  = "57P02"
 	codeCannotConnect  = "57P03" // starting up or shutting down
 	codeTooMany        = "53300" // connections
+	codeIdleTooLong    = "25P03" // within a transaction
 	codeDiskFull       = "53100"
 	codeDataCorrupted  = "XX001"
 	codeIndexCorrupted = "XX002"
@@ -57,7 +58,7 @@ func again(err error, sent bool) bool {
 		switch e.Code {
 		case codeSerialization, codeDeadlock:
 			return true
-		case codeAdminShutdown, codeCrashShutdown, codeCannotConnect, codeTooMany:
+		case codeAdminShutdown, codeCrashShutdown, codeCannotConnect, codeTooMany, codeIdleTooLong:
 			return !sent
 		}
 		return !sent && strings.HasPrefix(e.Code, classConnection)
