@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"time"
@@ -14,7 +15,6 @@ import (
 	"tulle/policy/ca"
 	"tulle/policy/server"
 	"tulle/policy/store"
-	"tulle/policy/store/sqlite"
 )
 
 func issueCellCommand(p *place) *cobra.Command {
@@ -115,11 +115,11 @@ func administer(ctx context.Context, p *place, live func(context.Context, *serve
 	if err != nil {
 		return err
 	}
-	err = live(ctx, server.NewAdminClient(server.AdminSocket(c.Database)))
+	err = live(ctx, server.NewAdminClient(c.adminSocket()))
 	if !errors.Is(err, server.ErrNoServer) {
 		return err
 	}
-	s, err := sqlite.Open(ctx, c.Database, sqlite.Options{Lease: c.lease()})
+	s, err := c.open(ctx, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}

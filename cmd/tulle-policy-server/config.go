@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -15,6 +16,7 @@ import (
 	"tulle/policy/lease"
 	"tulle/policy/server"
 	"tulle/policy/store"
+	"tulle/policy/store/postgres"
 )
 
 // configFile is the configuration's name in a directory made by init.
@@ -23,20 +25,22 @@ const configFile = "config.yaml"
 // config is the server's configuration. Paths are relative to the file's
 // directory, so that the directory can be moved.
 type config struct {
-	External           string        `yaml:"external"`             // host:port of the external API
-	Internal           string        `yaml:"internal"`             // host:port of the internal API, mutual TLS
-	Metrics            string        `yaml:"metrics"`              // host:port; "": off
-	Database           string        `yaml:"database"`             // the SQLite file
-	PKI                string        `yaml:"pki"`                  // the directory with the roots
-	Tokens             string        `yaml:"tokens"`               // the file with the tokens' sums
-	Hosts              []string      `yaml:"hosts"`                // names and addresses that cells reach the server by
-	Network            netip.Prefix  `yaml:"network"`              // the overlay network
-	LeaseBits          int           `yaml:"lease_bits"`           // prefix length of a cell's part of it
-	LeaseLifetime      time.Duration `yaml:"lease_lifetime"`       // of a cell that is not heard of
-	ExternalTLS        *externalTLS  `yaml:"external_tls"`         // absent: plain HTTP
-	MaxPolicies        int           `yaml:"max_policies"`         // for each source app, of those who are not admin
-	AllowedCORSDomains []string      `yaml:"allowed_cors_domains"` // origins; "*": every one
-	LogLevel           slog.Level    `yaml:"log_level"`            // debug, info, warn, error
+	External            string        `yaml:"external"`             // host:port of the external API
+	Internal            string        `yaml:"internal"`             // host:port of the internal API, mutual TLS
+	Metrics             string        `yaml:"metrics"`              // host:port; "": off
+	Database            string        `yaml:"database"`             // the SQLite file, or a postgres:// URL
+	DatabaseConnections int           `yaml:"database_connections"` // to PostgreSQL, at most
+	State               string        `yaml:"state"`                // the directory for the admin socket, with PostgreSQL
+	PKI                 string        `yaml:"pki"`                  // the directory with the roots
+	Tokens              string        `yaml:"tokens"`               // the file with the tokens' sums
+	Hosts               []string      `yaml:"hosts"`                // names and addresses that cells reach the server by
+	Network             netip.Prefix  `yaml:"network"`              // the overlay network
+	LeaseBits           int           `yaml:"lease_bits"`           // prefix length of a cell's part of it
+	LeaseLifetime       time.Duration `yaml:"lease_lifetime"`       // of a cell that is not heard of
+	ExternalTLS         *externalTLS  `yaml:"external_tls"`         // absent: plain HTTP
+	MaxPolicies         int           `yaml:"max_policies"`         // for each source app, of those who are not admin
+	AllowedCORSDomains  []string      `yaml:"allowed_cors_domains"` // origins; "*": every one
+	LogLevel            slog.Level    `yaml:"log_level"`            // debug, info, warn, error
 
 	// In a Cloud Foundry; the keys are named as the original's.
 	UAAURL                string        `yaml:"uaa_url"`                             // https://host; "": the tokens file says who is who
@@ -64,7 +68,7 @@ type externalTLS struct {
 func defaults() *config {
 	return &config{
 		External: "127.0.0.1:4002", Internal: "127.0.0.1:4003", Metrics: "127.0.0.1:9478",
-		Database: "policy.db", PKI: "pki", Tokens: "tokens.yaml",
+		Database: "policy.db", DatabaseConnections: 10, State: ".", PKI: "pki", Tokens: "tokens.yaml",
 		Hosts:   []string{"localhost", "127.0.0.1", "::1"},
 		Network: netip.MustParsePrefix("10.255.0.0/16"), LeaseBits: 24, LeaseLifetime: 168 * time.Hour,
 		MaxPolicies: server.DefaultMaxPolicies, LogLevel: slog.LevelInfo,
@@ -78,11 +82,21 @@ func loadConfig(path string) (*config, error) {
 	if err := conf.Load(path, c); err != nil {
 		return nil, err
 	}
+	if postgres.IsURL(c.Database) {
+		// Not in Validate: what is wrong there is shown with its value, and this
+		// one may hold a password.
+		if err := postgres.Check(c.Database); err != nil {
+			return nil, fmt.Errorf("configuration %s: database: %w", path, err)
+		}
+	}
 	dir, err := filepath.Abs(filepath.Dir(path))
 	if err != nil {
 		return nil, err
 	}
-	paths := []*string{&c.Database, &c.PKI, &c.Tokens}
+	paths := []*string{&c.State, &c.PKI, &c.Tokens}
+	if !postgres.IsURL(c.Database) {
+		paths = append(paths, &c.Database)
+	}
 	if c.ExternalTLS != nil {
 		paths = append(paths, &c.ExternalTLS.Cert, &c.ExternalTLS.Key)
 	}
@@ -110,10 +124,13 @@ func (c *config) Validate() error {
 			errs = append(errs, conf.Bad(key, "must be host:port"))
 		}
 	}
-	for key, path := range map[string]string{"database": c.Database, "pki": c.PKI, "tokens": c.Tokens} {
+	for key, path := range map[string]string{"database": c.Database, "state": c.State, "pki": c.PKI, "tokens": c.Tokens} {
 		if path == "" {
 			errs = append(errs, conf.Bad(key, "must name a path"))
 		}
+	}
+	if c.DatabaseConnections < postgres.MinConnections {
+		errs = append(errs, conf.Bad("database_connections", "must be %d or more", postgres.MinConnections))
 	}
 	if len(c.Hosts) == 0 || slices.Contains(c.Hosts, "") {
 		errs = append(errs, conf.Bad("hosts", "must list the names and addresses that cells reach the server by"))

@@ -56,6 +56,7 @@ func initCommand(p *place) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&network, "network", network, "the overlay network")
 	f.IntVar(&c.LeaseBits, "lease-bits", c.LeaseBits, "prefix length of a cell's part of the network")
+	f.StringVar(&c.Database, "database", c.Database, "the SQLite file, or a postgres:// URL")
 	f.StringVar(&c.External, "external", c.External, "host:port of the external API")
 	f.StringVar(&c.Internal, "internal", c.Internal, "host:port of the internal API")
 	f.StringVar(&c.Metrics, "metrics", c.Metrics, "host:port of the metrics")

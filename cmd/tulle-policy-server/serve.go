@@ -14,7 +14,6 @@ import (
 	"tulle/policy/ca"
 	"tulle/policy/server"
 	"tulle/policy/server/metrics"
-	"tulle/policy/store/sqlite"
 )
 
 // ready is the one line on stdout by which a parent knows that the server
@@ -54,7 +53,12 @@ func serve(ctx context.Context, p *place, stdout, stderr io.Writer) (err error) 
 		external = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
 	}
 	// From here on the machine is touched.
-	s, err := sqlite.Open(ctx, c.Database, sqlite.Options{Lease: c.lease()})
+	release, err := c.claimState()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, release()) }()
+	s, err := c.open(ctx, log)
 	if err != nil {
 		return err
 	}
@@ -65,7 +69,7 @@ func serve(ctx context.Context, p *place, stdout, stderr io.Writer) (err error) 
 		ExternalAddress: c.External, ExternalTLS: external,
 		InternalAddress: c.Internal, InternalTLS: ca.ServerTLS(roots.Cells, certificate),
 		Meter: metrics.New(), MetricsAddress: c.Metrics,
-		AdminSocket: server.AdminSocket(c.Database),
+		AdminSocket: c.adminSocket(),
 		MaxPolicies: c.MaxPolicies, AllowedCORSDomains: c.AllowedCORSDomains,
 		Log: log,
 	})
