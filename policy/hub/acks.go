@@ -17,7 +17,7 @@ var (
 // Status is a cell as the hub knows it. The zero value is a cell never heard of.
 type Status struct {
 	Live     bool         // watching, or heard of within Options.LiveFor
-	Watching bool         // has a watch open
+	Watching bool         // has a watch open, here or on another server
 	CaughtUp bool         // has acknowledged all that it was sent, and nothing is on its way
 	Acked    api.Revision // in force on the cell; the present revision when CaughtUp
 	Seen     time.Time    // last sign of life; zero: never
@@ -45,7 +45,11 @@ func (h *Hub) Ack(name string, a api.Ack) error {
 func (h *Hub) Seen(name string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.cellLocked(name).seen = h.opt.Now()
+	c := h.cellLocked(name)
+	c.seen = h.opt.Now()
+	if c.watcher == nil {
+		h.newsLocked(name)
+	}
 }
 
 // Status is what is known of one cell.
@@ -57,10 +61,10 @@ func (h *Hub) Status(name string) Status {
 		return Status{}
 	}
 	acked, caughtUp := h.reachedLocked(c)
-	now := h.opt.Now()
+	watching := c.watcher != nil || h.elsewhereLocked(c)
 	return Status{
-		Live:     c.watcher != nil || now.Sub(c.seen) < h.opt.LiveFor,
-		Watching: c.watcher != nil,
+		Live:     watching || h.opt.Now().Sub(c.seen) < h.opt.LiveFor,
+		Watching: watching,
 		CaughtUp: caughtUp,
 		Acked:    acked,
 		Seen:     c.seen,
@@ -81,7 +85,7 @@ func (h *Hub) Lag() api.Revision {
 	var lag api.Revision
 	for _, c := range h.cells {
 		if c.watcher != nil {
-			acked, _ := h.reachedLocked(c)
+			acked, _ := h.reachedHereLocked(c)
 			lag = max(lag, h.x.revision-acked)
 		}
 	}
@@ -96,12 +100,26 @@ func (h *Hub) Floor(name string) api.Revision {
 	return h.floorLocked(name)
 }
 
-// reachedLocked is the revision in force on the cell. A cell that acknowledged
-// the last event it had to, and is owed nothing, has the present revision:
-// what came since does not concern it.
+// reachedLocked is the revision in force on the cell, by what this server and
+// the others know. An acknowledgement is a fact wherever it came in, so the
+// newest counts.
 func (h *Hub) reachedLocked(c *cell) (rev api.Revision, caughtUp bool) {
+	rev, caughtUp = h.reachedHereLocked(c)
+	if caughtUp {
+		return rev, true
+	}
+	if h.elsewhereLocked(c) && c.away.reached >= c.owed { // nothing that came since concerns it
+		return h.x.revision, true
+	}
+	return min(max(rev, c.away.reached), h.x.revision), false
+}
+
+// reachedHereLocked is what this server knows by itself. A cell that
+// acknowledged the last event it had to, and is owed nothing, has the present
+// revision: what came since does not concern it.
+func (h *Hub) reachedHereLocked(c *cell) (rev api.Revision, caughtUp bool) {
 	w := c.watcher
-	if w != nil && !w.resync && len(w.pending) == 0 && c.acked >= w.sent {
+	if w != nil && !w.held && !w.resync && len(w.pending) == 0 && c.acked >= w.sent {
 		return h.x.revision, true
 	}
 	return c.acked, false
@@ -119,7 +137,7 @@ func (h *Hub) floorLocked(name string) api.Revision {
 		case c == nil && grace:
 			return 0
 		case c == nil:
-		case c.watcher != nil, grace, now.Sub(c.seen) < h.opt.LiveFor:
+		case c.watcher != nil, grace, now.Sub(c.seen) < h.opt.LiveFor, h.elsewhereLocked(c):
 			rev, _ := h.reachedLocked(c)
 			floor = min(floor, rev)
 		}
@@ -134,9 +152,15 @@ func (h *Hub) noteFloorLocked(w *Watcher) api.Revision {
 	return w.floor
 }
 
-// movedLocked notes that the cell progressed, which may move the floors of those
-// that it is related to.
+// movedLocked notes that the cell progressed here, which others must know.
 func (h *Hub) movedLocked(name string) {
+	h.newsLocked(name)
+	h.floorsMovedLocked(name)
+}
+
+// floorsMovedLocked notes that the cell progressed, which may move the floors of
+// those that it is related to.
+func (h *Hub) floorsMovedLocked(name string) {
 	h.moved[name] = struct{}{}
 	select {
 	case h.floors <- struct{}{}:

@@ -24,5 +24,8 @@
 // with their next heartbeat.
 //
 // Acknowledgements and liveness are soft state: they are gone with the process
-// and come back with the cells' next sign of life.
+// and come back with the cells' next sign of life. Where several servers share
+// the store, their hubs tell each other of them (Exchange), so that each knows
+// how far the cells of all are. Which changes concern a cell of another server
+// each hub finds out by itself: it applies them all.
 package hub

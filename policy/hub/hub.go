@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,13 +22,16 @@ type Source interface {
 
 // Options of a Hub. Zero values are the defaults.
 type Options struct {
-	Heartbeat  time.Duration    // of an idle stream; 5 s
-	LiveFor    time.Duration    // a cell unheard of for longer is not waited for; 90 s
-	Keep       int              // changes kept for cells that come back; 4096
-	Pending    int              // changes a slow watcher may owe before it gets a snapshot; 1024
-	FloorEvery time.Duration    // moved floors are told at most this often; 10 ms
-	Now        func() time.Time // the clock
-	Log        *slog.Logger
+	Heartbeat   time.Duration    // of an idle stream; 5 s
+	LiveFor     time.Duration    // a cell unheard of for longer is not waited for; 90 s
+	Keep        int              // changes kept for cells that come back; 4096
+	Pending     int              // changes a slow watcher may owe before it gets a snapshot; 1024
+	FloorEvery  time.Duration    // moved floors are told at most this often; 10 ms
+	Exchange    Exchange         // with the hubs of other servers on the store; nil: there are none
+	NoticeEvery time.Duration    // others are told at most this often; 50 ms
+	NoticeAll   time.Duration    // and of everything this often; 5 s
+	Now         func() time.Time // the clock
+	Log         *slog.Logger
 }
 
 func (o Options) withDefaults() Options {
@@ -39,6 +43,8 @@ func (o Options) withDefaults() Options {
 	def(&o.Heartbeat, 5*time.Second)
 	def(&o.LiveFor, 90*time.Second)
 	def(&o.FloorEvery, 10*time.Millisecond)
+	def(&o.NoticeEvery, 50*time.Millisecond)
+	def(&o.NoticeAll, 5*time.Second)
 	if o.Keep <= 0 {
 		o.Keep = 4096
 	}
@@ -66,6 +72,9 @@ type Hub struct {
 	opt     Options
 	started time.Time
 	floors  chan struct{} // capacity 1: some cell's progress may have moved a floor
+	name    string        // of this hub, for the others
+	speak   chan struct{} // capacity 1: others are to be told something
+	nudge   chan struct{} // capacity 1: look at the source though it did not call
 
 	mu       sync.Mutex // guards what follows, and the fields of cells and watchers
 	x        *Index
@@ -76,6 +85,10 @@ type Hub struct {
 	moved    map[string]struct{}       // cells that progressed since floors were told
 	blurred  map[*Watcher]struct{}     // owed a change that Relates, so every one
 	asked    map[*Watcher]api.Revision // to be told when this revision is reached
+	held     map[*Watcher]struct{}     // of cells that are ahead of this hub
+	news     map[string]struct{}       // cells that others are to be told of
+	tellAll  bool                      // of all cells here
+	others   map[string]time.Time      // hubs of other servers, and when they were heard
 	counts   Counts
 	closed   bool
 }
@@ -85,6 +98,8 @@ type cell struct {
 	watcher *Watcher // nil: not watching
 	acked   api.Revision
 	seen    time.Time
+	owed    api.Revision // of the last change that concerned it, as far as is known
+	away    elsewhere    // its watch on another server
 }
 
 // Counts is what the hub sent since it started.
@@ -102,10 +117,11 @@ func New(ctx context.Context, source Source, opt Options) (*Hub, error) {
 	opt = opt.withDefaults()
 	return &Hub{
 		source: source, opt: opt, started: opt.Now(),
-		floors: make(chan struct{}, 1),
-		x:      NewIndex(state), base: state.Revision,
+		floors: make(chan struct{}, 1), speak: make(chan struct{}, 1), nudge: make(chan struct{}, 1), name: rand.Text(),
+		x: NewIndex(state), base: state.Revision,
 		cells: make(map[string]*cell), moved: make(map[string]struct{}),
 		blurred: make(map[*Watcher]struct{}), asked: make(map[*Watcher]api.Revision),
+		held: make(map[*Watcher]struct{}), news: make(map[string]struct{}), others: make(map[string]time.Time),
 	}, nil
 }
 
@@ -114,16 +130,24 @@ func New(ctx context.Context, source Source, opt Options) (*Hub, error) {
 func (h *Hub) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { h.tellFloors(ctx) })
+	if h.opt.Exchange != nil {
+		wg.Go(func() { h.tellOthers(ctx) })
+		wg.Go(func() { h.hearOthers(ctx) })
+	}
 	for ctx.Err() == nil {
 		changed := h.source.Changed()
+		held := h.heldNow()
 		var retry <-chan time.Time
 		if err := h.catchUp(ctx); err != nil && ctx.Err() == nil {
 			h.opt.Log.Error("watch hub cannot read the store", "error", err)
 			retry = time.After(retryStore)
+		} else {
+			h.release(held)
 		}
 		select {
 		case <-ctx.Done():
 		case <-changed:
+		case <-h.nudge:
 		case <-retry:
 		}
 	}
@@ -181,21 +205,27 @@ func (h *Hub) apply(d api.Delta) error {
 		w.oweLocked(ch)
 	}
 	all := h.x.EachConcerned(ch, func(name string) {
-		if c := h.cells[name]; c != nil && c.watcher != nil {
-			c.watcher.oweLocked(ch)
+		if c := h.cells[name]; c != nil {
+			c.oweLocked(ch)
 		}
 	})
 	if all {
 		for _, c := range h.cells {
-			if c.watcher != nil {
-				c.watcher.oweLocked(ch)
-			}
+			c.oweLocked(ch)
 		}
 	}
 	for w, rev := range h.asked {
 		w.tellLocked(rev)
 	}
 	return nil
+}
+
+// oweLocked notes a change that concerns the cell.
+func (c *cell) oweLocked(ch *Change) {
+	c.owed = ch.revision
+	if c.watcher != nil {
+		c.watcher.oweLocked(ch)
+	}
 }
 
 // reload starts over from the source's state; every watcher gets a snapshot.
@@ -209,6 +239,7 @@ func (h *Hub) reload(ctx context.Context) error {
 	h.x = NewIndex(state)
 	h.base, h.recent = state.Revision, nil
 	for _, c := range h.cells {
+		c.owed = state.Revision
 		if c.watcher != nil {
 			c.watcher.resyncLocked()
 		}
@@ -241,7 +272,7 @@ func (h *Hub) Counts() Counts {
 func (h *Hub) cellLocked(name string) *cell {
 	c := h.cells[name]
 	if c == nil {
-		c = &cell{}
+		c = &cell{owed: h.x.revision} // what concerned it before is not known
 		h.cells[name] = c
 	}
 	return c

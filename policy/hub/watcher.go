@@ -24,6 +24,8 @@ type Watcher struct {
 	// Guarded by the hub's mutex.
 	pending []*Change    // concern the cell and are not sent yet
 	resync  bool         // send a snapshot instead of pending
+	held    bool         // the cell is ahead of this hub: say nothing until it has looked
+	after   api.Revision // what the cell had in force when the watch was opened
 	greet   bool         // say something at once, if only the revision
 	told    api.Revision // of the last event
 	sent    api.Revision // of the last snapshot or delta: to be acknowledged
@@ -50,19 +52,70 @@ func (h *Hub) Watch(name string, epoch api.Epoch, after api.Revision) *Watcher {
 		w.endLocked(ErrClosed)
 		return w
 	}
+	w.after = after
+	if epoch == h.x.epoch && after > h.x.revision {
+		// Another server told it of a change that has not come here yet. An older
+		// state would give back what that change took away.
+		w.held = true
+		c.acked = after
+		h.held[w] = struct{}{}
+		h.nudgeLocked()
+		return w
+	}
+	w.openLocked(epoch)
+	return w
+}
+
+// nudgeLocked has the hub look at the source.
+func (h *Hub) nudgeLocked() {
+	select {
+	case h.nudge <- struct{}{}:
+	default:
+	}
+}
+
+// heldNow lists the watchers that are held.
+func (h *Hub) heldNow() []*Watcher {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	held := make([]*Watcher, 0, len(h.held))
+	for w := range h.held {
+		held = append(held, w)
+	}
+	return held
+}
+
+// release lets watchers go on that were held before the hub last came up to the
+// source. A cell that is ahead even now has its revision from another history.
+func (h *Hub) release(held []*Watcher) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, w := range held {
+		if _, still := h.held[w]; still {
+			delete(h.held, w)
+			w.held = false
+			w.openLocked(h.x.epoch)
+			w.wake()
+		}
+	}
+}
+
+// openLocked finds out what the cell must be told first.
+func (w *Watcher) openLocked(epoch api.Epoch) {
+	h, after := w.h, w.after
+	c := h.cells[w.cell]
 	first := sort.Search(len(h.recent), func(i int) bool { return h.recent[i].revision > after })
 	missed := h.recent[first:]
 	if epoch != h.x.epoch || after < h.base || after > h.x.revision || len(missed) > h.opt.Pending {
 		w.resyncLocked()
-		return w
+		return
 	}
 	for _, ch := range missed {
 		w.oweLocked(ch)
 	}
 	w.sent = after
 	c.acked = after
-	h.movedLocked(name)
-	return w
+	h.movedLocked(w.cell)
 }
 
 // Next waits for the next event of the cell: what it has to be told, or a
@@ -96,6 +149,8 @@ func (w *Watcher) take(due bool) (ev api.Event, ok bool, err error) {
 		return api.Event{}, false, w.err
 	}
 	switch {
+	case w.held:
+		return api.Event{}, false, nil
 	case w.resync:
 		s := h.x.Snapshot(w.cell)
 		w.sent = s.Revision
@@ -157,9 +212,11 @@ func (w *Watcher) endLocked(err error) {
 	w.err = err
 	w.forgetLocked()
 	delete(w.h.asked, w)
+	delete(w.h.held, w)
 	w.h.watching--
 	if c := w.h.cells[w.cell]; c.watcher == w {
 		c.watcher = nil
+		w.h.newsLocked(w.cell)
 	}
 	w.wake()
 }
@@ -168,7 +225,7 @@ func (w *Watcher) endLocked(err error) {
 // gets a snapshot in their place.
 func (w *Watcher) oweLocked(ch *Change) {
 	switch n := len(w.pending); {
-	case w.resync:
+	case w.resync, w.held: // a held watch will look at what it missed
 		return
 	case n > 0 && w.pending[n-1] == ch: // EachConcerned may name a cell twice
 		return
@@ -197,6 +254,7 @@ func (w *Watcher) resyncLocked() {
 	w.forgetLocked()
 	w.resync, w.sent = true, 0
 	w.h.cells[w.cell].acked = 0
+	w.h.newsLocked(w.cell)
 	w.wake()
 }
 

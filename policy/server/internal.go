@@ -56,6 +56,10 @@ func NewInternal(ctx context.Context, s store.Store, opt InternalOptions) (*Inte
 	if opt.WriteTimeout <= 0 {
 		opt.WriteTimeout = 30 * time.Second
 	}
+	if opt.Hub.Exchange == nil {
+		// A store of several servers lets their hubs talk.
+		opt.Hub.Exchange, _ = s.(hub.Exchange)
+	}
 	h, err := hub.New(ctx, s, opt.Hub)
 	if err != nil {
 		return nil, err

@@ -12,6 +12,7 @@ import (
 
 	"tulle/policy/api"
 	"tulle/policy/auth"
+	"tulle/policy/hub"
 	"tulle/policy/store"
 )
 
@@ -96,6 +97,9 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	}
 	internalOptions := o.InternalOptions
 	internalOptions.Log = o.Log
+	if internalOptions.Hub.Exchange == nil {
+		internalOptions.Hub.Exchange, _ = o.Store.(hub.Exchange) // s.store may hide it
+	}
 	internal, err := NewInternal(ctx, s.store, internalOptions)
 	if err != nil {
 		return nil, fmt.Errorf("internal API: %w", err)

@@ -9,7 +9,8 @@ import (
 )
 
 // Tracker knows what the cells on the other end of the internal API do. It is
-// soft state: a server that has just started knows of nobody. Methods are safe
+// soft state: a server that has just started knows of nobody but whom the other
+// servers on its store tell it of. Methods are safe
 // for concurrent use and do not block.
 type Tracker interface {
 	// Cell is what is known of one cell; the zero value when nothing is.
@@ -24,7 +25,7 @@ type Tracker interface {
 // CellStatus is a cell's part in the distribution of changes.
 type CellStatus struct {
 	Live         bool         // heard of within the heartbeat
-	Watching     bool         // has a watch stream open here
+	Watching     bool         // has a watch stream open, here or on another server of the store
 	Acknowledged api.Revision // the newest revision it has in force
 	LastSeen     time.Time    // zero: never
 }
