@@ -10,8 +10,8 @@ import (
 
 // Tracker knows what the cells on the other end of the internal API do. It is
 // soft state: a server that has just started knows of nobody but whom the other
-// servers on its store tell it of. Methods are safe
-// for concurrent use and do not block.
+// servers on its store tell it of. Methods are safe for concurrent use and do not
+// block.
 type Tracker interface {
 	// Cell is what is known of one cell; the zero value when nothing is.
 	Cell(name string) CellStatus

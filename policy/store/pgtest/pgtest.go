@@ -20,6 +20,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -36,20 +38,67 @@ const nobody = 65534
 // patience is how long the server may take to start.
 const patience = time.Minute
 
-// Cluster is a PostgreSQL server.
+// Cluster is a PostgreSQL server in the hands of one test.
 type Cluster struct {
-	t    testing.TB
-	bin  string // directory of the programs
-	dir  string // of the data and the socket
-	made int    // databases so far
+	t testing.TB
+	*instance
+}
+
+// instance is the server itself.
+type instance struct {
+	bin  string       // directory of the programs
+	dir  string       // of the data and the socket
+	made atomic.Int32 // databases so far
 
 	process *os.Process
 	ended   chan struct{} // closed when process has
 }
 
+var (
+	mu     sync.Mutex // guards shared
+	shared *instance  // nil: not started
+)
+
+// Main runs a package's tests, as its TestMain, and then ends the server that
+// they shared.
+func Main(m *testing.M) {
+	status := m.Run()
+	if shared != nil {
+		if err := errors.Join(shared.stop(), os.RemoveAll(shared.dir)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			status = max(status, 1)
+		}
+	}
+	os.Exit(status)
+}
+
+// Shared is the server that a package's tests share, each with databases of its
+// own. It must not be stopped or set, and the package needs Main.
+func Shared(t testing.TB) *Cluster {
+	t.Helper()
+	mu.Lock()
+	defer mu.Unlock()
+	if shared == nil {
+		shared = start(t, nil).instance
+	}
+	return &Cluster{t, shared}
+}
+
 // Start makes and starts a server for the test's time, with more settings of
 // postgresql.conf. It keeps nothing on the disk for sure (fsync is off).
 func Start(t testing.TB, settings ...string) *Cluster {
+	t.Helper()
+	c := start(t, settings)
+	t.Cleanup(func() {
+		c.Stop()
+		if err := os.RemoveAll(c.dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+func start(t testing.TB, settings []string) *Cluster {
 	t.Helper()
 	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
 	if err != nil || len(found) == 0 {
@@ -61,13 +110,13 @@ func Start(t testing.TB, settings ...string) *Cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &Cluster{t: t, bin: filepath.Dir(found[len(found)-1]), dir: dir}
-	t.Cleanup(func() {
-		c.Stop()
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
+	c := &Cluster{t, &instance{bin: filepath.Dir(found[len(found)-1]), dir: dir}}
+	started := false
+	defer func() {
+		if !started { // t.Fatal was called
+			_ = errors.Join(c.stop(), os.RemoveAll(dir)) // the test has failed already
 		}
-	})
+	}()
 	c.own(dir)
 	initdb := c.command("initdb", "-D", c.data(), "-U", user, "-A", "trust", "-E", "UTF8", "--no-locale", "-N")
 	if out, err := initdb.CombinedOutput(); err != nil {
@@ -77,6 +126,7 @@ func Start(t testing.TB, settings ...string) *Cluster {
 		"fsync = off", "lc_messages = 'C'", "max_connections = 200"}, settings...)
 	c.append("postgresql.conf", strings.Join(conf, "\n")+"\n")
 	c.Restart()
+	started = true
 	return c
 }
 
@@ -147,14 +197,21 @@ func (c *Cluster) Set(settings ...string) {
 // Stop ends the server at once, as a crash would. Stopping it twice is no error.
 func (c *Cluster) Stop() {
 	c.t.Helper()
-	if c.process == nil {
-		return
+	if err := c.stop(); err != nil {
+		c.t.Fatal(err)
 	}
-	if err := c.process.Signal(syscall.SIGQUIT); err != nil {
-		c.t.Fatalf("stop PostgreSQL: %v", err)
+}
+
+func (i *instance) stop() error {
+	if i.process == nil {
+		return nil
 	}
-	<-c.ended
-	c.process = nil
+	if err := i.process.Signal(syscall.SIGQUIT); err != nil {
+		return fmt.Errorf("stop PostgreSQL: %w", err)
+	}
+	<-i.ended
+	i.process = nil
+	return nil
 }
 
 // Restart starts the server, having stopped it if it ran, and returns when it
@@ -211,8 +268,7 @@ func (c *Cluster) Restart() {
 // Database makes an empty database and gives its URL.
 func (c *Cluster) Database() string {
 	c.t.Helper()
-	c.made++
-	name := fmt.Sprintf("tulle_%d", c.made)
+	name := fmt.Sprintf("tulle_%d", c.made.Add(1))
 	c.Exec(c.URL("postgres"), "CREATE DATABASE "+name)
 	return c.URL(name)
 }

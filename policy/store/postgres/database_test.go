@@ -23,7 +23,7 @@ import (
 // TestGivenUpTransactions: what the database gives up for another transaction
 // is run again, and is stored once.
 func TestGivenUpTransactions(t *testing.T) {
-	cluster := pgtest.Start(t)
+	cluster := pgtest.Shared(t)
 	url := cluster.Database()
 	s := open(t, url, options())
 	// A sequence keeps what a transaction that is rolled back took of it.
@@ -56,7 +56,7 @@ func TestGivenUpTransactions(t *testing.T) {
 
 // TestDeadlock makes a real one, with a transaction of an operator's.
 func TestDeadlock(t *testing.T) {
-	cluster := pgtest.Start(t)
+	cluster := pgtest.Shared(t)
 	url := cluster.Database()
 	// Whoever looks first is the one who is given up.
 	s := open(t, url+"&deadlock_timeout=200ms", options())
@@ -119,7 +119,7 @@ func query[T any](t *testing.T, c *pgx.Conn, text string) (v T) {
 }
 
 func TestConnectionLimit(t *testing.T) {
-	cluster := pgtest.Start(t)
+	cluster := pgtest.Shared(t)
 	url := cluster.Database()
 	o := options()
 	o.Connections = postgres.MinConnections - 1
@@ -148,7 +148,7 @@ func TestConnectionLimit(t *testing.T) {
 }
 
 func TestOtherDatabases(t *testing.T) {
-	cluster := pgtest.Start(t)
+	cluster := pgtest.Shared(t)
 	foreign, newer := cluster.Database(), cluster.Database()
 	cluster.Exec(foreign, `CREATE TABLE recipes (name text)`)
 	if err := open(t, newer, options()).Ping(t.Context()); err != nil {
@@ -186,7 +186,7 @@ func TestOtherDatabases(t *testing.T) {
 
 // TestTextThatCannotBeStored: PostgreSQL's text holds no zero byte.
 func TestTextThatCannotBeStored(t *testing.T) {
-	s := open(t, pgtest.Start(t).Database(), options())
+	s := open(t, pgtest.Shared(t).Database(), options())
 	if _, err := s.AddPolicies(t.Context(), []policy.Policy{tcp("a\x00", "b", 1)}); !errors.Is(err, store.ErrConflict) {
 		t.Errorf("a zero byte: %v, want %v", err, store.ErrConflict)
 	}

@@ -12,6 +12,9 @@ import (
 	"tulle/policy/store/storetest"
 )
 
+// TestMain ends the server that the tests share.
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
 func options() postgres.Options {
 	return postgres.Options{Options: sqlstore.Options{
 		Lease: store.LeaseConfig{Network: netip.MustParsePrefix("10.255.0.0/16"), Bits: 24, Lifetime: time.Hour}}}
@@ -34,7 +37,7 @@ func open(t testing.TB, url string, o postgres.Options) store.Store {
 
 // TestStore runs the suite that every store passes.
 func TestStore(t *testing.T) {
-	cluster := pgtest.Start(t)
+	cluster := pgtest.Shared(t)
 	storetest.Run(t, func(t testing.TB, c storetest.Config) (store.Store, func() store.Store) {
 		url := cluster.Database()
 		o := postgres.Options{Options: sqlstore.Options{Lease: c.Lease, History: c.History, TagRest: c.TagRest,

@@ -30,7 +30,7 @@ func tcp(src, dst policy.AppID, port int) policy.Policy {
 
 // TestServersStartAtOnce opens an empty database eight times at once.
 func TestServersStartAtOnce(t *testing.T) {
-	url := pgtest.Start(t).Database()
+	url := pgtest.Shared(t).Database()
 	var wg sync.WaitGroup
 	epochs := make([]api.Epoch, 8)
 	for i := range epochs {
@@ -121,7 +121,7 @@ func (w *watcher) agree(t *testing.T) {
 // watcher on each, and one on a server where nobody writes.
 func TestWatchersOfEveryServerMissNothing(t *testing.T) {
 	const writers, rounds = 4, 25
-	url := pgtest.Start(t).Database()
+	url := pgtest.Shared(t).Database()
 	o := options()
 	o.History = 1 << 20
 	servers := make([]store.Store, 4)
@@ -167,7 +167,7 @@ func TestWatchersOfEveryServerMissNothing(t *testing.T) {
 // TestLostConnections ends every connection again and again under writes: what
 // was answered is stored, once, and every watcher comes to it.
 func TestLostConnections(t *testing.T) {
-	cluster := pgtest.Start(t)
+	cluster := pgtest.Shared(t)
 	url := cluster.Database()
 	a, b := open(t, url, options()), open(t, url, options())
 	answered := 0
@@ -248,7 +248,7 @@ func TestDatabaseAway(t *testing.T) {
 // row that every write needs: the others wait for a while, not for ever, and
 // the one that comes back writes after them.
 func TestFrozenServer(t *testing.T) {
-	url := pgtest.Start(t).Database()
+	url := pgtest.Shared(t).Database()
 	frozen := make(chan struct{})
 	thawed := make(chan struct{})
 	once := sync.Once{}
@@ -290,7 +290,7 @@ func TestKilledServers(t *testing.T) {
 		writeForEver(url)
 	}
 	const rounds = 4
-	url := pgtest.Start(t).Database()
+	url := pgtest.Shared(t).Database()
 	o := options()
 	o.History = 1 << 20
 	s := open(t, url, o)
@@ -384,7 +384,7 @@ func writeForEver(url string) {
 // TestRestoreIsNoticed puts another history under a server: it must not take
 // that one's changes for the next of its own.
 func TestRestoreIsNoticed(t *testing.T) {
-	cluster := pgtest.Start(t)
+	cluster := pgtest.Shared(t)
 	url := cluster.Database()
 	s := open(t, url, options())
 	for port := range 3 {
