@@ -5,15 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"tulle/policy"
+	"tulle/policy/api"
 	"tulle/policy/ca"
 	"tulle/policy/store"
 	"tulle/policy/store/pgtest"
@@ -116,6 +119,31 @@ func query[T any](t *testing.T, c *pgx.Conn, text string) (v T) {
 		t.Fatal(err)
 	}
 	return v
+}
+
+// TestOneClock: when a lease ends is judged by the database's clock, which here
+// is an hour ahead of the server's.
+func TestOneClock(t *testing.T) {
+	cluster := pgtest.Shared(t)
+	url := cluster.Database()
+	cluster.Exec(url, `CREATE SCHEMA fake; CREATE FUNCTION fake.clock_timestamp() RETURNS timestamptz
+		LANGUAGE sql AS $$ SELECT pg_catalog.clock_timestamp() + interval '1 hour' $$`)
+	s := open(t, url+"&search_path=public,fake,pg_catalog", options())
+	before := time.Now()
+	if _, err := s.Lease(t.Context(), "a", api.LeaseRequest{Underlay: netip.MustParseAddr("192.0.2.1"), Port: 1, Mode: api.ModeVXLAN}); err != nil {
+		t.Fatal(err)
+	}
+	cells, err := s.Cells(t.Context())
+	if err != nil || len(cells) != 1 {
+		t.Fatalf("cells %v, %v", cells, err)
+	}
+	if ahead := cells[0].Renewed.Sub(before).Round(time.Minute); ahead != time.Hour {
+		t.Errorf("renewed %s ahead of the server's clock, want an hour", ahead)
+	}
+	next, err := s.Expire(t.Context())
+	if in := next.Sub(before).Round(time.Minute); err != nil || in != time.Hour+6*time.Minute {
+		t.Errorf("the lease ends in %s, %v; want its lifetime of an hour and the grace", in, err)
+	}
 }
 
 func TestConnectionLimit(t *testing.T) {

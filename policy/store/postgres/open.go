@@ -8,7 +8,8 @@
 // NOTIFY, and each server LISTENs on a connection of its own: Changed of every
 // server wakes, after a lost connection too, since whoever listens again looks
 // once for what it missed. The same way servers send each other short notices
-// (Tell, Heard), which are stored nowhere.
+// (Tell, Heard), which are stored nowhere. What time it is says the database: the
+// servers' clocks need not agree.
 //
 // The database must be reached directly or through a pooler in session mode:
 // LISTEN belongs to a session.
@@ -190,6 +191,7 @@ func open(ctx context.Context, config *pgx.ConnConfig, o Options) (store.Store, 
 		Writer: writer, Reader: reader, Pulse: pulse,
 		Notify:  `SELECT pg_notify('` + channelChanged + `', '` + listen.self + `')`,
 		Lock:    `SELECT revision FROM meta FOR UPDATE`,
+		Clock:   `(extract(epoch FROM clock_timestamp()) * 1000000)::bigint`,
 		View:    sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
 		Query:   new(rewriter).rewrite,
 		List:    `(SELECT json_array_elements_text(?::text::json))`,

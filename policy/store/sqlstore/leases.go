@@ -236,12 +236,16 @@ func (d *db) Expire(ctx context.Context) (next time.Time, err error) {
 	// Most calls find nothing; those do not take the writer.
 	var micros sql.NullInt64
 	const soonest = `SELECT min(expires) FROM cells WHERE live = 1 AND expires > 0`
-	if err := d.read(ctx, "expire leases", func(q querier) error {
+	var now time.Time
+	if err := d.read(ctx, "expire leases", func(q querier) (err error) {
+		if now, err = d.now(ctx, q); err != nil {
+			return err
+		}
 		return q.QueryRowContext(ctx, soonest).Scan(&micros)
 	}); err != nil {
 		return time.Time{}, err
 	}
-	if micros.Valid && micros.Int64 <= d.options.Now().UnixMicro() {
+	if micros.Valid && micros.Int64 <= now.UnixMicro() {
 		if _, err := d.write(ctx, "expire leases", func(t *tx) error {
 			if _, err := t.expire(""); err != nil {
 				return err
@@ -254,7 +258,8 @@ func (d *db) Expire(ctx context.Context) (next time.Time, err error) {
 	if !micros.Valid {
 		return time.Time{}, nil
 	}
-	return time.UnixMicro(micros.Int64), nil
+	// The caller waits by its own clock.
+	return d.options.Now().Add(time.UnixMicro(micros.Int64).Sub(now)), nil
 }
 
 // expire ends what has run out, but for the cell named: it is just coming back.

@@ -36,7 +36,8 @@ type Options struct {
 	TagRest time.Duration
 	// MaxTag is the last tag that is given; policy.MaxTag, which the wire bears.
 	MaxTag policy.Tag
-	// Now is the clock; time.Now.
+	// Now is the clock; that of the database where it has one that all servers
+	// share, else time.Now.
 	Now func() time.Time
 	// Random draws from 0 to n-1, for the choice of subnets; math/rand.
 	Random func(n int) int
@@ -87,6 +88,10 @@ type Database struct {
 	// Lock is the statement that a write begins with, so that it sees what the
 	// one before it did; "": beginning is enough.
 	Lock string
+	// Clock is an expression of the time in microseconds since 1970, by which
+	// servers on several machines agree on when a lease ends; "": time.Now.
+	Clock string
+
 	View sql.TxOptions // of a transaction whose reads all see one state
 	// Prepare: statements are prepared once a transaction. Otherwise the driver
 	// sees to that.
@@ -117,6 +122,9 @@ type db struct {
 // New makes the store of a database whose schema is up to date. Close closes
 // Writer and Reader.
 func New(ctx context.Context, database Database, o Options) (store.Store, error) {
+	if o.Now != nil {
+		database.Clock = ""
+	}
 	pool, err := o.complete()
 	if err != nil {
 		return nil, err
@@ -152,6 +160,16 @@ func (d *db) Ping(ctx context.Context) error {
 	return d.read(ctx, "ping", func(q querier) error {
 		return q.QueryRowContext(ctx, `SELECT id FROM meta`).Scan(&one)
 	})
+}
+
+// now is the time by the clock that counts.
+func (d *db) now(ctx context.Context, q querier) (time.Time, error) {
+	if d.Clock == "" {
+		return d.options.Now(), nil
+	}
+	var micros int64
+	err := q.QueryRowContext(ctx, `SELECT `+d.Clock).Scan(&micros)
+	return time.UnixMicro(micros), err
 }
 
 func (d *db) Changed() <-chan struct{} { return d.Pulse.Wait() }

@@ -81,7 +81,9 @@ func (d *db) attempt(ctx context.Context, f func(*tx) error) (revision api.Revis
 			return 0, false, false, err
 		}
 	}
-	t.now = d.options.Now()
+	if t.now, err = d.now(ctx, t); err != nil {
+		return 0, false, false, err
+	}
 	if err := f(t); err != nil {
 		return 0, false, false, err
 	}
