@@ -65,18 +65,18 @@ func TestServersOnOneDatabase(t *testing.T) {
 func TestDatabaseURLsThatMakeNoSense(t *testing.T) {
 	dir := initialised(t)
 	for value, want := range map[string]string{
-		"database: postgres://u:secret@h/x?sslmode=perhaps":     "sslmode is invalid",
-		"database: postgres://u:secret@[/x":                     "database: cannot parse",
-		"database: postgres://u:secret@127.0.0.1:1/x":           "127.0.0.1:1/x",
+		"database: postgres://u:sesame@h/x?sslmode=perhaps":     "sslmode is invalid",
+		"database: postgres://u:sesame@[/x":                     "database: cannot parse",
+		"database: postgres://u:sesame@127.0.0.1:1/x":           "127.0.0.1:1/x",
 		"database_connections: 3":                               "must be 4 or more",
-		"database: postgres://u:secret@h/x\ndatabase_pool: 100": "database_pool",
+		"database: postgres://u:sesame@h/x\ndatabase_pool: 100": "database_pool",
 	} {
 		path := filepath.Join(dir, "bad.yaml")
 		if err := os.WriteFile(path, []byte(value+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		status, _, stderr := call(t, "serve", "--config", path)
-		if status != 1 || !strings.Contains(stderr, want) || strings.Contains(stderr, "secret") {
+		if status != 1 || !strings.Contains(stderr, want) || strings.Contains(stderr, "sesame") {
 			t.Errorf("%s: status %d, %s; want %q and no password", value, status, stderr, want)
 		}
 	}
