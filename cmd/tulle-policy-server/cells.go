@@ -69,15 +69,26 @@ func issueCellCommand(p *place) *cobra.Command {
 }
 
 func addPeerCommand(p *place) *cobra.Command {
-	var underlay, subnet string
-	var port uint16
+	var underlay, subnet, mode, key, tunnel string
+	var port, wireguardPort uint16
 	cmd := &cobra.Command{
 		Use:   "add-peer NAME --underlay IP --subnet CIDR",
 		Short: "Enter a silk cell: a peer that publishes no endpoints",
-		Args:  oneArgument("peer name"),
+		Long: "Enters a host that is no cell of ours but speaks VXLAN-GBP as silk's cells do, plain or, with\n" +
+			"--mode wireguard --key KEY, inside a WireGuard tunnel. Its tunnel address is that of its subnet,\n" +
+			"unless --tunnel names one in 100.64.0.0/10 that no lease has.",
+		Args: oneArgument("peer name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			peer := api.Peer{Name: args[0], Kind: api.KindSilk, Mode: api.ModeVXLAN, Port: port}
+			peer := api.Peer{Name: args[0], Kind: api.KindSilk, Mode: api.TunnelMode(mode), Port: port, WireGuardPort: wireguardPort}
 			var err error
+			if err = peer.Key.UnmarshalText([]byte(key)); err != nil {
+				return &usageError{fmt.Errorf("--key: %w", err)}
+			}
+			if tunnel != "" {
+				if peer.Tunnel, err = netip.ParseAddr(tunnel); err != nil {
+					return &usageError{fmt.Errorf("--tunnel: %w", err)}
+				}
+			}
 			if peer.Underlay, err = netip.ParseAddr(underlay); err != nil {
 				return &usageError{fmt.Errorf("--underlay: %w", err)}
 			}
@@ -92,6 +103,10 @@ func addPeerCommand(p *place) *cobra.Command {
 	cmd.Flags().StringVar(&underlay, "underlay", "", "the peer's address in the hosts' network")
 	cmd.Flags().StringVar(&subnet, "subnet", "", "the peer's part of the overlay network")
 	cmd.Flags().Uint16Var(&port, "port", 4789, "the peer's VXLAN port (UDP)")
+	cmd.Flags().StringVar(&mode, "mode", string(api.ModeVXLAN), "how frames travel to and from it: vxlan (plain) or wireguard")
+	cmd.Flags().StringVar(&key, "key", "", "mode wireguard: the peer's public key, in base64")
+	cmd.Flags().StringVar(&tunnel, "tunnel", "", "mode wireguard: the peer's address inside the tunnel")
+	cmd.Flags().Uint16Var(&wireguardPort, "wireguard-port", 0, "mode wireguard: the peer's WireGuard port (UDP; default 51820)")
 	return cmd
 }
 

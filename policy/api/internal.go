@@ -25,10 +25,11 @@ type Epoch string
 // TunnelMode is how frames travel to and from one peer.
 type TunnelMode string
 
-// Tunnel modes. WireGuard has its place in the types; cells offer it once the
-// daemon has the tunnel.
+// Tunnel modes.
 const (
-	ModeVXLAN     TunnelMode = "vxlan"
+	// ModeVXLAN is plain VXLAN-GBP over UDP, which anybody between can read.
+	ModeVXLAN TunnelMode = "vxlan"
+	// ModeWireGuard is the same inside WireGuard, between cells that both have it.
 	ModeWireGuard TunnelMode = "wireguard"
 )
 
@@ -46,10 +47,15 @@ const (
 // comes without (Generation 0) gets the same subnet under a new generation.
 type LeaseRequest struct {
 	Underlay   netip.Addr   `json:"underlay"`
-	Port       uint16       `json:"port"` // UDP port of the tunnel
+	Port       uint16       `json:"port"` // UDP port of VXLAN, in either mode
 	Mode       TunnelMode   `json:"mode"`
 	Subnet     netip.Prefix `json:"subnet,omitzero"`
 	Generation uint64       `json:"generation,omitempty"`
+
+	// Of mode wireguard: the public key that the cell made, and the UDP port where
+	// it listens for it. The tunnel address follows from the lease, see LeasedTunnel.
+	Key           TunnelKey `json:"key,omitzero"`
+	WireGuardPort uint16    `json:"wireguard_port,omitempty"`
 }
 
 // Lease is a cell's share of the overlay network.
@@ -182,7 +188,14 @@ type Peer struct {
 	Kind       PeerKind     `json:"kind"`
 	Mode       TunnelMode   `json:"mode"`
 	Underlay   netip.Addr   `json:"underlay"`
-	Port       uint16       `json:"port"`
+	Port       uint16       `json:"port"` // of VXLAN
 	Subnet     netip.Prefix `json:"subnet"`
 	Generation uint64       `json:"generation"`
+
+	// Of mode wireguard alone: the peer's public key, the UDP port where it listens
+	// for WireGuard, and its address inside the tunnel. The three stand and fall
+	// with the lease.
+	Key           TunnelKey  `json:"key,omitzero"`
+	WireGuardPort uint16     `json:"wireguard_port,omitempty"`
+	Tunnel        netip.Addr `json:"tunnel,omitzero"`
 }

@@ -42,18 +42,22 @@ func (a Apps) MarshalJSON() ([]byte, error) {
 
 // Cell is a cell or a silk peer as an operator sees it.
 type Cell struct {
-	Name         string       `json:"name"`
-	Kind         PeerKind     `json:"kind"`
-	Mode         TunnelMode   `json:"mode"`
-	Underlay     netip.Addr   `json:"underlay"`
-	Port         uint16       `json:"port"`
-	Subnet       netip.Prefix `json:"subnet"`
-	Generation   uint64       `json:"generation"`
-	Renewed      time.Time    `json:"renewed,omitzero"`   // last renewal of the lease
-	Expires      time.Time    `json:"expires,omitzero"`   // absent: never (silk peers)
-	Acknowledged Revision     `json:"acknowledged"`       // last revision published and cut by the cell
-	Alive        bool         `json:"alive"`              // heard of within the heartbeat
-	LastSeen     time.Time    `json:"last_seen,omitzero"` // absent: not since the server started
+	Name     string       `json:"name"`
+	Kind     PeerKind     `json:"kind"`
+	Mode     TunnelMode   `json:"mode"`
+	Underlay netip.Addr   `json:"underlay"`
+	Port     uint16       `json:"port"`
+	Subnet   netip.Prefix `json:"subnet"`
+	// Of mode wireguard.
+	Key           TunnelKey  `json:"key,omitzero"`
+	WireGuardPort uint16     `json:"wireguard_port,omitempty"`
+	Tunnel        netip.Addr `json:"tunnel,omitzero"`
+	Generation    uint64     `json:"generation"`
+	Renewed       time.Time  `json:"renewed,omitzero"`   // last renewal of the lease
+	Expires       time.Time  `json:"expires,omitzero"`   // absent: never (silk peers)
+	Acknowledged  Revision   `json:"acknowledged"`       // last revision published and cut by the cell
+	Alive         bool       `json:"alive"`              // heard of within the heartbeat
+	LastSeen      time.Time  `json:"last_seen,omitzero"` // absent: not since the server started
 }
 
 // Cells is the answer of GET /v1/cells.

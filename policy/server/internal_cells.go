@@ -42,6 +42,10 @@ func checkLease(r api.LeaseRequest) error {
 		return errors.New("port is missing")
 	case r.Mode != api.ModeVXLAN && r.Mode != api.ModeWireGuard:
 		return fmt.Errorf("mode %q is neither %s nor %s", r.Mode, api.ModeVXLAN, api.ModeWireGuard)
+	case r.Mode == api.ModeWireGuard && r.Key.IsZero():
+		return errors.New("key is missing")
+	case r.Mode == api.ModeWireGuard && r.WireGuardPort == 0:
+		return errors.New("wireguard_port is missing")
 	}
 	return nil
 }

@@ -25,15 +25,24 @@ type cell struct {
 	sequence         int64
 }
 
-const cellColumns = `name, kind, mode, underlay, port, subnet, generation, live, renewed, expires, sequence`
+const cellColumns = `name, kind, mode, underlay, port, subnet, generation, live, renewed, expires, sequence,
+	key, wireguard_port, tunnel`
 
 func scanCell(row interface{ Scan(...any) error }, c *cell) error {
-	var underlay string
+	var underlay, key, tunnel string
 	var subnet sql.NullString
 	err := row.Scan(&c.Name, &c.Kind, &c.Mode, &underlay, &c.Port, &subnet, &c.Generation,
-		&c.live, &c.renewed, &c.expires, &c.sequence)
+		&c.live, &c.renewed, &c.expires, &c.sequence, &key, &c.WireGuardPort, &tunnel)
 	if err != nil {
 		return err
+	}
+	if err = c.Key.UnmarshalText([]byte(key)); err != nil {
+		return err
+	}
+	if tunnel != "" {
+		if c.Tunnel, err = netip.ParseAddr(tunnel); err != nil {
+			return err
+		}
 	}
 	if c.Underlay, err = netip.ParseAddr(underlay); err != nil {
 		return err
@@ -55,12 +64,17 @@ func (t *tx) putCell(c cell) error {
 	if c.live {
 		live = 1
 	}
-	return t.exec(`INSERT INTO cells (`+cellColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+	tunnel := ""
+	if c.Tunnel.IsValid() {
+		tunnel = c.Tunnel.String()
+	}
+	return t.exec(`INSERT INTO cells (`+cellColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (name) DO UPDATE SET kind = excluded.kind, mode = excluded.mode, underlay = excluded.underlay,
 		port = excluded.port, subnet = excluded.subnet, generation = excluded.generation, live = excluded.live,
-		renewed = excluded.renewed, expires = excluded.expires, sequence = excluded.sequence`,
+		renewed = excluded.renewed, expires = excluded.expires, sequence = excluded.sequence,
+		key = excluded.key, wireguard_port = excluded.wireguard_port, tunnel = excluded.tunnel`,
 		c.Name, c.Kind, c.Mode, c.Underlay.String(), c.Port, c.Subnet.String(), c.Generation,
-		live, c.renewed, c.expires, c.sequence)
+		live, c.renewed, c.expires, c.sequence, c.Key.String(), c.WireGuardPort, tunnel)
 }
 
 func (d *db) Lease(ctx context.Context, name string, r api.LeaseRequest) (api.Lease, error) {
@@ -84,10 +98,19 @@ func (d *db) Lease(ctx context.Context, name string, r api.LeaseRequest) (api.Le
 			live: true, renewed: t.now.UnixMicro(),
 			expires: t.now.Add(d.options.Lease.Lifetime + lease.Grace(d.options.Lease.Lifetime)).UnixMicro(),
 		}
+		if r.Mode == api.ModeWireGuard {
+			c.Key, c.WireGuardPort = r.Key, r.WireGuardPort
+		}
 		if err := t.underlayFree(c.Peer); err != nil {
 			return err
 		}
 		if c.Subnet, err = t.subnetFor(name, old.Subnet, r.Subnet); err != nil {
+			return err
+		}
+		if r.Mode == api.ModeWireGuard {
+			c.Tunnel = api.LeasedTunnel(d.pool.Network(), c.Subnet)
+		}
+		if err := t.tunnelFree(c.Peer); err != nil {
 			return err
 		}
 		held := old.live && (old.expires > t.now.UnixMicro()) && c.Subnet == old.Subnet
@@ -128,6 +151,10 @@ func (d *db) checkLease(name string, r api.LeaseRequest) error {
 		return fmt.Errorf("%w: underlay port 0", store.ErrConflict)
 	case r.Mode != api.ModeVXLAN && r.Mode != api.ModeWireGuard:
 		return fmt.Errorf("%w: tunnel mode %q is not known", store.ErrConflict, r.Mode)
+	case r.Mode == api.ModeWireGuard && (r.Key.IsZero() || r.WireGuardPort == 0):
+		return fmt.Errorf("%w: mode %s without a key and a port", store.ErrConflict, r.Mode)
+	case r.Mode == api.ModeWireGuard && r.WireGuardPort == r.Port:
+		return fmt.Errorf("%w: port %d is both modes'", store.ErrConflict, r.Port)
 	case r.Generation > maxGeneration:
 		return fmt.Errorf("%w: generation %d is out of range", store.ErrConflict, r.Generation)
 	}
@@ -144,6 +171,33 @@ func (t *tx) underlayFree(p api.Peer) error {
 		err = fmt.Errorf("%w: underlay %s is %s's", store.ErrConflict, netip.AddrPortFrom(p.Underlay, p.Port), other)
 	}
 	return err
+}
+
+// tunnelFree refuses a key, or an address inside the tunnels, that another peer
+// has: a key says who sends, and the address where to.
+func (t *tx) tunnelFree(p api.Peer) error {
+	if p.Mode != api.ModeWireGuard {
+		return nil
+	}
+	for _, q := range []struct {
+		what, condition string
+		args            []any
+	}{
+		{"tunnel key " + p.Key.String(), `key = ?`, []any{p.Key.String()}},
+		{"tunnel address " + p.Tunnel.String(), `tunnel = ?`, []any{p.Tunnel.String()}},
+		{fmt.Sprintf("underlay %s, WireGuard port %d,", p.Underlay, p.WireGuardPort), `underlay = ? AND (wireguard_port = ? OR port = ? AND kind = 'tulle')`,
+			[]any{p.Underlay.String(), p.WireGuardPort, p.WireGuardPort}},
+	} {
+		var other string
+		taken, err := found(t.row(&other, `SELECT name FROM cells WHERE live = 1 AND name <> ? AND `+q.condition, append([]any{p.Name}, q.args...)...))
+		if err != nil {
+			return err
+		}
+		if taken {
+			return fmt.Errorf("%w: %s is %s's", store.ErrConflict, q.what, other)
+		}
+	}
+	return nil
 }
 
 // subnets lists what peers other than name hold, and what is remembered for

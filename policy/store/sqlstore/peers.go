@@ -18,6 +18,14 @@ func (d *db) AddPeer(ctx context.Context, p api.Peer) error {
 	if p.Mode == "" {
 		p.Mode = api.ModeVXLAN
 	}
+	if p.Mode == api.ModeWireGuard {
+		if p.WireGuardPort == 0 {
+			p.WireGuardPort = api.DefaultWireGuardPort
+		}
+		if !p.Tunnel.IsValid() {
+			p.Tunnel = api.LeasedTunnel(d.pool.Network(), p.Subnet)
+		}
+	}
 	if p.Kind == "" {
 		p.Kind = api.KindSilk
 	}
@@ -41,6 +49,9 @@ func (d *db) AddPeer(ctx context.Context, p api.Peer) error {
 				store.ErrConflict, old.Kind, old.Name, old.Subnet, old.Underlay)
 		}
 		if err := t.underlayFree(p); err != nil {
+			return err
+		}
+		if err := t.tunnelFree(p); err != nil {
 			return err
 		}
 		held, err := listCells(ctx, t)
@@ -68,8 +79,12 @@ func (d *db) checkPeer(p api.Peer) error {
 		return fmt.Errorf("%w: a peer needs a name", store.ErrConflict)
 	case p.Kind != api.KindSilk:
 		return fmt.Errorf("%w: kind %q: cells lease by themselves, only %s peers are entered", store.ErrConflict, p.Kind, api.KindSilk)
-	case p.Mode != api.ModeVXLAN:
-		return fmt.Errorf("%w: mode %q: a %s peer speaks %s only", store.ErrConflict, p.Mode, p.Kind, api.ModeVXLAN)
+	case p.Mode != api.ModeVXLAN && p.Mode != api.ModeWireGuard:
+		return fmt.Errorf("%w: mode %q is neither %s nor %s", store.ErrConflict, p.Mode, api.ModeVXLAN, api.ModeWireGuard)
+	case p.Mode == api.ModeVXLAN && (!p.Key.IsZero() || p.Tunnel.IsValid() || p.WireGuardPort != 0):
+		return fmt.Errorf("%w: a key, a tunnel address and a WireGuard port are for mode %s only", store.ErrConflict, api.ModeWireGuard)
+	case p.Mode == api.ModeWireGuard && p.Key.IsZero():
+		return fmt.Errorf("%w: a peer of mode %s needs its public key", store.ErrConflict, p.Mode)
 	case !p.Underlay.Is4() || p.Underlay.IsUnspecified() || p.Underlay.IsMulticast():
 		return fmt.Errorf("%w: underlay %q is no IPv4 address of a host", store.ErrConflict, p.Underlay)
 	case !p.Subnet.IsValid() || p.Subnet != p.Subnet.Masked():
@@ -78,6 +93,25 @@ func (d *db) checkPeer(p api.Peer) error {
 		return fmt.Errorf("%w: subnet %s is not a part of the overlay network %s", store.ErrConflict, p.Subnet, d.pool.Network())
 	case d.pool.Network().Contains(p.Underlay):
 		return fmt.Errorf("%w: underlay %s lies in the overlay network %s", store.ErrConflict, p.Underlay, d.pool.Network())
+	}
+	return d.checkTunnel(p)
+}
+
+// checkTunnel refuses a tunnel address that is none, is in the way of another
+// network, or may become a cell's with its lease.
+func (d *db) checkTunnel(p api.Peer) error {
+	if p.Mode != api.ModeWireGuard {
+		return nil
+	}
+	first := api.LeasedTunnel(d.pool.Network(), d.pool.Subnet(0))
+	last := api.LeasedTunnel(d.pool.Network(), d.pool.Subnet(d.pool.Size()-1))
+	switch own := api.LeasedTunnel(d.pool.Network(), p.Subnet); {
+	case !p.Tunnel.Is4() || !api.TunnelNetwork.Contains(p.Tunnel):
+		return fmt.Errorf("%w: tunnel address %q does not lie in %s", store.ErrConflict, p.Tunnel, api.TunnelNetwork)
+	case d.pool.Contains(p.Subnet) && p.Tunnel == own:
+		return nil
+	case p.Tunnel.Compare(first) >= 0 && p.Tunnel.Compare(last) <= 0:
+		return fmt.Errorf("%w: tunnel addresses from %s to %s belong to the leases of cells", store.ErrConflict, first, last)
 	}
 	return nil
 }
