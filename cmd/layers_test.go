@@ -26,7 +26,7 @@ var layers = [][]string{
 	{"policy/cc/cctest"},
 	{"overlay/tun/tuntest", "overlay/udp/udptest", "overlay/netcfg/nstest", "policy/store", "policy/store/pgtest", "policy/client", "overlay/control"},
 	{"policy/store/sqlstore"},
-	{"policy/store/sqlite", "policy/store/postgres", "policy/store/storetest", "policy/hub", "overlay/datapath", "overlay/endpoint", "overlay/holder", "cni/netconf", "overlay/contain", "cmd/internal/promtest"},
+	{"policy/store/sqlite", "policy/store/postgres", "policy/store/storetest", "policy/hub", "overlay/datapath", "overlay/endpoint", "overlay/holder", "overlay/wireguard", "cni/netconf", "overlay/contain", "cmd/internal/promtest"},
 	{"policy/server", "overlay", "cni"},
 	{"cni/internal/cnitest"},
 	{"policy/server/metrics", "cmd/tulle/internal/cli", "cmd/tulle/internal/echo", "cmd/tulle/internal/run"},
@@ -45,7 +45,7 @@ var apart = []struct {
 }{
 	{[]string{"policy", "policy/api", "policy/table", "policy/client", "policy/store", "policy/server", "policy/hub", "policy/ca", "policy/auth", "policy/lease"},
 		[]string{"overlay"}, "the control plane knows no packets"},
-	{[]string{"overlay/packet", "overlay/vxlan", "overlay/tun", "overlay/udp"}, []string{"policy"}, "formats never see policy"},
+	{[]string{"overlay/packet", "overlay/vxlan", "overlay/tun", "overlay/udp", "overlay/wireguard"}, []string{"policy"}, "formats never see policy"},
 	{[]string{"cni", "overlay/contain", "tlsproxy", "cmd/tulle", "cmd/tulle-cni", "cmd/tulle-tlsproxy"},
 		[]string{"overlay/datapath", "overlay/flow", "overlay/fib"}, "attaching and TLS never see the data path"},
 	{[]string{"policy/client", "cmd/tulle", "cmd/tulle-celld", "cmd/tulle-cni", "overlay"},

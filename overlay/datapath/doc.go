@@ -2,7 +2,8 @@
 // from other cells, and lets none pass without an allowing verdict.
 //
 // [Path] has one goroutine for each container's device (egress) and one for the
-// VXLAN socket (ingress). The goroutine that read a packet carries it to its end:
+// VXLAN socket (ingress); what comes through WireGuard is carried in the tunnel's
+// goroutines. The goroutine that read a packet carries it to its end:
 // judges it, and writes it to a device or sends it to a peer, or drops it, counts
 // why (a [Reason]) and answers its sender. On that way there is no lock but a flow
 // shard's when a flow begins or ends, no allocation, no clock, no log.

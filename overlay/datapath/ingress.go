@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"errors"
+	"net/netip"
 
 	"tulle/overlay/fib"
 	"tulle/overlay/flow"
@@ -13,22 +14,29 @@ import (
 // batchLen is how many messages one receive takes; each may be up to 64 segments.
 const batchLen = 8
 
-// ingress carries what peers send, in one goroutine.
+// ingress carries what peers send in one tunnel mode, a batch at a time.
 type ingress struct {
 	worker
+	mode  fib.Mode
 	batch []udp.Message
 	join  *packet.Coalescer
-	// to is the device of each group of join, whose packets lie in batch until flush.
+	// to is the device of each group of join, whose packets lie in the batch until
+	// flush.
 	to    [packet.MaxGroups]*endpoint
 	frags fragments
 }
 
-func newIngress(p *Path) *ingress {
-	w := &ingress{batch: make([]udp.Message, batchLen), join: packet.NewCoalescer()}
-	w.p = p
-	for i := range w.batch {
-		w.batch[i].Buf = make([]byte, 65535)
+func newBatch() []udp.Message {
+	batch := make([]udp.Message, batchLen)
+	for i := range batch {
+		batch[i].Buf = make([]byte, 65535)
 	}
+	return batch
+}
+
+func newIngress(p *Path, mode fib.Mode) *ingress {
+	w := &ingress{mode: mode, join: packet.NewCoalescer()}
+	w.p = p
 	w.frags.init(p.limits.Fragments, p.limits.FragmentBytes, &w.c)
 	return w
 }
@@ -47,13 +55,33 @@ func (w *ingress) run() {
 	}
 }
 
+// FromTunnel carries what the Tunnel received: frames that it has taken out of
+// sessions, From the sender's tunnel address. An empty one stands for a packet of
+// that peer's in which there is no frame. What the messages hold is rewritten.
+func (p *Path) FromTunnel(batch []udp.Message) {
+	p.tunnelMu.Lock()
+	defer p.tunnelMu.Unlock()
+	p.inside.receive(batch)
+}
+
+// peer is who sent a message in this mode.
+func (w *ingress) peer(snap *fib.Snapshot, from netip.AddrPort) *fib.Peer {
+	if w.mode == fib.WireGuard {
+		return snap.PeerByTunnel(from.Addr())
+	}
+	return snap.PeerByUnderlay(from)
+}
+
 // receive carries one batch, all of it under the same snapshot.
 func (w *ingress) receive(batch []udp.Message) {
 	snap := w.p.fib.Load()
 	started := w.p.started.Load()
 	for i := range batch {
 		m := &batch[i]
-		peer := snap.PeerByUnderlay(m.From)
+		peer := w.peer(snap, m.From)
+		if m.N == 0 {
+			w.datagram(snap, started, peer, nil)
+		}
 		for b := m.Buf[:m.N]; len(b) > 0; {
 			n := len(b)
 			if m.Segment > 0 {
@@ -76,7 +104,7 @@ func (w *ingress) datagram(snap *fib.Snapshot, started bool, peer *fib.Peer, b [
 		w.c.drop(UnknownPeer)
 		return
 	}
-	p, tag, r := w.open(peer, b)
+	p, tag, r := w.open(peer, w.mode, b)
 	if r == Passed {
 		r = w.carry(snap, peer, p, tag)
 	}

@@ -23,6 +23,10 @@ type Options struct {
 	MTU int
 	// Conn is the VXLAN socket. The Path closes it.
 	Conn udp.Conn
+	// Tunnel carries frames to and from the peers of mode WireGuard. The daemon makes
+	// it with Path.FromTunnel as its receiver, before or after, and closes it before
+	// the Path. nil: this cell has no such peers.
+	Tunnel Tunnel
 	// FIB tells who is where, the overlay network and the own lease. Containers of
 	// this cell are entered and taken out by Attach and Detach alone; tags and all
 	// of other cells by the daemon.
@@ -43,6 +47,12 @@ type Options struct {
 	// test gives a channel that nothing is sent on, and calls Tick.
 	Ticks <-chan time.Time
 	Log   *slog.Logger
+}
+
+// Tunnel sends frames to peers by their tunnel addresses, as Conn does by their
+// underlay addresses; it is the wireguard package's.
+type Tunnel interface {
+	Send(to netip.Addr, b []byte, segment int) error
 }
 
 // Limits bound what others can make the Path keep or send.

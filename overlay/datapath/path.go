@@ -33,6 +33,7 @@ type Path struct {
 	reach    *table.Table
 	flows    *flow.Table
 	conn     udp.Conn
+	tunnel   Tunnel
 	log      *slog.Logger
 	limits   Limits
 	mtu      int
@@ -49,6 +50,9 @@ type Path struct {
 	answers answerLimit
 	cut     atomic.Uint64
 	in      *ingress
+
+	tunnelMu sync.Mutex // guards inside
+	inside   *ingress   // of what comes through Tunnel, in its goroutines
 
 	mu       sync.Mutex // guards what follows, attaching and detaching
 	closed   bool
@@ -83,7 +87,7 @@ func New(o Options) (*Path, error) {
 	snap := o.FIB.Load()
 	p := &Path{
 		fib: o.FIB, policies: o.Policies, reach: o.Reach, flows: flow.New(o.Limits.Flow),
-		conn: o.Conn, log: o.Log, limits: o.Limits, mtu: o.MTU, vni: o.VNI,
+		conn: o.Conn, tunnel: o.Tunnel, log: o.Log, limits: o.Limits, mtu: o.MTU, vni: o.VNI,
 		self: snap.Self(), gateway: snap.Gateway(), mac: vxlan.MACFor(snap.Gateway()),
 		resolver: o.Resolver, resolverAddr: o.ResolverAddr,
 		attached: make(map[netip.Addr]*endpoint),
@@ -93,7 +97,9 @@ func New(o Options) (*Path, error) {
 	p.answers.seed = rand.Uint32() | 1
 	p.answers.refill(o.Limits.Answers)
 	p.control = newWorker(p)
-	p.in = newIngress(p)
+	p.in = newIngress(p, fib.VXLAN)
+	p.in.batch = newBatch()
+	p.inside = newIngress(p, fib.WireGuard)
 	p.wg.Go(p.in.run)
 	p.wg.Go(func() { p.clock(o.Ticks) })
 	return p, nil

@@ -13,20 +13,14 @@ import (
 
 // seal sends the packet behind the headroom of b to a peer. b is rewritten.
 func (w *worker) seal(peer *fib.Peer, tag policy.Tag, b []byte) Reason {
-	if peer.Mode != fib.VXLAN {
-		return WrongMode
-	}
 	w.header(peer, tag)
 	w.frame.Encode(b)
-	return w.send(peer.Underlay, b, 0)
+	return w.send(peer, b, 0)
 }
 
 // sealSegments splits the super-packet p, parsed and checked into w.h and w.v,
 // straight into frames of equal length and sends them, as many as one call takes.
 func (w *worker) sealSegments(peer *fib.Peer, tag policy.Tag, p []byte) Reason {
-	if peer.Mode != fib.VXLAN {
-		return WrongMode
-	}
 	w.header(peer, tag)
 	n := packet.Segments(&w.h, &w.v)
 	each := headroom + w.h.HeaderLen + w.h.L4Len + min(int(w.v.GSOSize), w.h.PayloadLen)
@@ -42,11 +36,32 @@ func (w *worker) sealSegments(peer *fib.Peer, tag policy.Tag, p []byte) Reason {
 			length += headroom
 			length += packet.Split(b[length:], p, &w.h, &w.v, i)
 		}
-		if r := w.send(peer.Underlay, b[:length], each); r != Passed {
+		if r := w.send(peer, b[:length], each); r != Passed {
 			return r
 		}
 	}
 	return Passed
+}
+
+// send is one train of frames to a peer, in the peer's mode and in no other.
+func (w *worker) send(peer *fib.Peer, b []byte, segment int) Reason {
+	var err error
+	switch {
+	case peer.Mode == fib.VXLAN:
+		err = w.p.conn.Send(peer.Underlay, b, segment)
+	case peer.Mode == fib.WireGuard && w.p.tunnel != nil && peer.Tunnel.IsValid():
+		err = w.p.tunnel.Send(peer.Tunnel, b, segment)
+	default:
+		return WrongMode
+	}
+	switch err {
+	case nil:
+		return Passed
+	case udp.ErrMessageSize:
+		return TooBig
+	default:
+		return SendError
+	}
 }
 
 // header fills w.frame for a peer.
@@ -60,10 +75,12 @@ func (w *worker) header(peer *fib.Peer, tag policy.Tag) {
 	}
 }
 
-// open takes a peer's datagram apart: the packet in it, parsed into w.h, and the
-// tag it came with.
-func (w *worker) open(peer *fib.Peer, b []byte) ([]byte, policy.Tag, Reason) {
-	if peer.Mode != fib.VXLAN {
+// open takes a peer's frame apart: the packet in it, parsed into w.h, and the tag
+// it came with. Of the mode that the control plane gave the peer the frame must
+// be: a plain one from a peer that has a tunnel is anybody's who can write its
+// address.
+func (w *worker) open(peer *fib.Peer, mode fib.Mode, b []byte) ([]byte, policy.Tag, Reason) {
+	if peer.Mode != mode {
 		return nil, 0, WrongMode
 	}
 	inner, err := vxlan.Decode(b, &w.frame)

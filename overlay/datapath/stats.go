@@ -57,6 +57,7 @@ func (p *Path) Stats() Stats {
 	}
 	p.mu.Unlock()
 	p.in.c.addTo(&s.Ingress)
+	p.inside.c.addTo(&s.Ingress)
 	s.Flows = p.flows.Len()
 	s.FlowsCut = p.cut.Load()
 	return s

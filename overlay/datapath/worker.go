@@ -1,12 +1,9 @@
 package datapath
 
 import (
-	"net/netip"
-
 	"tulle/overlay/flow"
 	"tulle/overlay/packet"
 	"tulle/overlay/tun"
-	"tulle/overlay/udp"
 	"tulle/overlay/vxlan"
 )
 
@@ -77,16 +74,4 @@ func parse(b []byte, h *packet.Header) Reason {
 		return IPOptions
 	}
 	return Passed
-}
-
-// send is one datagram train to a peer.
-func (w *worker) send(to netip.AddrPort, b []byte, segment int) Reason {
-	switch err := w.p.conn.Send(to, b, segment); err {
-	case nil:
-		return Passed
-	case udp.ErrMessageSize:
-		return TooBig
-	default:
-		return SendError
-	}
 }

@@ -120,6 +120,9 @@ func (b *Builder) PutPeer(p Peer) uint32 {
 	}
 	b.s.peers[p.Name] = &p
 	b.s.underlays[underlayKey(&p)] = &p
+	if p.Tunnel.IsValid() {
+		b.s.tunnels[p.Tunnel] = &p
+	}
 	b.lease(p.Subnet, old, &p)
 	b.adopt(old, &p, same)
 	return p.ID
@@ -201,10 +204,14 @@ func underlayKey(p *Peer) netip.AddrPort {
 	return p.Underlay
 }
 
-// forgetUnderlay drops old's outer address, if it is not another's by now.
+// forgetUnderlay drops old's outer and tunnel address, if it is not another's by
+// now.
 func (b *Builder) forgetUnderlay(old *Peer) {
 	if b.s.underlays[underlayKey(old)] == old {
 		delete(b.s.underlays, underlayKey(old))
+	}
+	if b.s.tunnels[old.Tunnel] == old {
+		delete(b.s.tunnels, old.Tunnel)
 	}
 }
 
@@ -215,6 +222,7 @@ func (b *Builder) peersForWrite() {
 	b.ownPeers = true
 	b.s.peers = maps.Clone(b.s.peers)
 	b.s.underlays = maps.Clone(b.s.underlays)
+	b.s.tunnels = maps.Clone(b.s.tunnels)
 }
 
 // page is the page of addr, writable: a copy the first time in this update.

@@ -16,9 +16,11 @@ type Snapshot struct {
 	// underlays finds a peer by the outer source of its frames; a Silk peer is
 	// under port 0.
 	underlays map[netip.AddrPort]*Peer
-	peers     map[string]*Peer
-	locals    int
-	remotes   int
+	// tunnels finds a peer by the tunnel address of its frames.
+	tunnels map[netip.Addr]*Peer
+	peers   map[string]*Peer
+	locals  int
+	remotes int
 }
 
 type branch struct {
@@ -91,6 +93,9 @@ func (s *Snapshot) PeerByUnderlay(from netip.AddrPort) *Peer {
 	}
 	return s.underlays[netip.AddrPortFrom(from.Addr(), 0)]
 }
+
+// PeerByTunnel is the peer that has a tunnel address, or nil.
+func (s *Snapshot) PeerByTunnel(from netip.Addr) *Peer { return s.tunnels[from] }
 
 // Peer is the peer of that name, or nil.
 func (s *Snapshot) Peer(name string) *Peer { return s.peers[name] }

@@ -39,6 +39,7 @@ func New(overlay, self netip.Prefix) (*Table, error) {
 		overlay:   overlay,
 		self:      self,
 		underlays: make(map[netip.AddrPort]*Peer),
+		tunnels:   make(map[netip.Addr]*Peer),
 		peers:     make(map[string]*Peer),
 	})
 	return t, nil

@@ -74,6 +74,9 @@ type Peer struct {
 	// Underlay is where its frames are sent and what they come from. A kernel
 	// VTEP sends from any port, so of a Silk peer only the address counts.
 	Underlay netip.AddrPort
+	// Tunnel is its address inside WireGuard, of that mode alone; the zero Addr if
+	// it has none.
+	Tunnel netip.Addr
 	// Subnet is its lease. The base address is the cell itself.
 	Subnet netip.Prefix
 	// Generation is the lease's. A peer that comes back under a new one is
