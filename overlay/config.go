@@ -13,14 +13,18 @@ import (
 
 	"tulle/overlay/control"
 	"tulle/overlay/holder"
+	"tulle/overlay/vxlan"
+	"tulle/overlay/wireguard"
 	"tulle/policy/api"
 	"tulle/policy/client"
 )
 
 // Defaults of Config.
 const (
-	DefaultPort    = 4789
-	overhead       = 50 // outer IPv4, UDP, VXLAN and inner Ethernet
+	DefaultPort          = 4789
+	DefaultWireGuardPort = api.DefaultWireGuardPort
+
+	maxOverhead    = 130 // of the longest mode, over IPv6
 	defaultMTU     = 1500
 	resumeWait     = 10 * time.Second
 	registerWithin = 4500 * time.Millisecond // an attach fails within 5 s
@@ -36,8 +40,9 @@ type Config struct {
 	StateDir    string
 	Socket      string // of the local API; optional
 	Underlay    netip.Addr
-	Port        uint16         // of the tunnel; 0: a free one, published with the lease
-	Mode        api.TunnelMode // optional: vxlan, the only one this daemon has
+	Port        uint16         // of VXLAN; 0: a free one, published with the lease
+	Mode        api.TunnelMode // optional: vxlan; wireguard is for peers that have it too
+	WireGuard   uint16         // UDP port of mode wireguard; 0: a free one, published with the lease
 	MTU         int            // of the containers' devices; optional: from the underlay's interface
 	Metrics     string         // host:port; "": none
 	Allow       []control.Grant
@@ -59,11 +64,16 @@ type Ready struct {
 	Ready    bool   `json:"ready"`
 	Cell     string `json:"cell"`
 	Underlay string `json:"underlay"`
-	Lease    string `json:"lease"`
-	Socket   string `json:"socket"`
-	Metrics  string `json:"metrics,omitempty"`
-	MTU      int    `json:"mtu"`
-	PID      int    `json:"pid"`
+	Mode     string `json:"mode"`
+	// Of mode wireguard: where it listens, its public key, its tunnel address.
+	WireGuard string `json:"wireguard,omitempty"`
+	Key       string `json:"key,omitempty"`
+	Tunnel    string `json:"tunnel,omitempty"`
+	Lease     string `json:"lease"`
+	Socket    string `json:"socket"`
+	Metrics   string `json:"metrics,omitempty"`
+	MTU       int    `json:"mtu"`
+	PID       int    `json:"pid"`
 }
 
 func (c *Config) complete() error {
@@ -78,8 +88,8 @@ func (c *Config) complete() error {
 	need(filepath.IsAbs(c.StateDir), "state_dir must be an absolute path")
 	need(c.Underlay.Is4() && !c.Underlay.IsUnspecified() && !c.Underlay.IsMulticast(), "underlay must be an IPv4 address of this host")
 	c.Mode = cmp.Or(c.Mode, api.ModeVXLAN)
-	need(c.Mode == api.ModeVXLAN, fmt.Sprintf("mode %q: this daemon has vxlan only", c.Mode))
-	need(c.MTU == 0 || c.MTU >= 576 && c.MTU <= 65535-overhead, "mtu must be 0 or from 576 to 65485")
+	need(c.Mode == api.ModeVXLAN || c.Mode == api.ModeWireGuard, fmt.Sprintf("mode %q is neither vxlan nor wireguard", c.Mode))
+	need(c.MTU == 0 || c.MTU >= 576 && c.MTU <= 65535-maxOverhead, "mtu must be 0 or from 576 to 65405")
 	need(c.Holder != nil, "no holder for descriptors")
 	need(c.Log != nil, "no logger")
 	c.Socket = cmp.Or(c.Socket, control.DefaultSocket())
@@ -103,9 +113,25 @@ func (c *Config) hidden() []string {
 	return dirs
 }
 
+// overhead is what lies around a container's packet on the underlay: the IP
+// header, UDP, VXLAN and inner Ethernet, and around these the tunnel. A cell of
+// mode wireguard may have plain peers too; its containers have one MTU, the
+// smaller.
+func overhead(mode api.TunnelMode, underlay netip.Addr) int {
+	n := 20 + vxlan.Overhead
+	if underlay.Is6() {
+		n += 20
+	}
+	if mode == api.ModeWireGuard {
+		return n + wireguard.Overhead
+	}
+	return n + 8
+}
+
 // mtuOver is the MTU of a container's device over the underlay address. The
 // loopback's 65,536 would lead to frames that no other path takes.
-func mtuOver(underlay netip.Addr) (int, error) {
+func mtuOver(underlay netip.Addr, mode api.TunnelMode) (int, error) {
+	overhead := overhead(mode, underlay)
 	links, err := net.Interfaces()
 	if err != nil {
 		return 0, fmt.Errorf("list interfaces: %w", err)

@@ -12,6 +12,8 @@ import (
 
 	"tulle/overlay/control"
 	"tulle/overlay/endpoint"
+	"tulle/overlay/wireguard"
+	"tulle/policy/api"
 	"tulle/policy/client"
 )
 
@@ -22,7 +24,8 @@ type Daemon struct {
 	client *client.Client
 	auth   *control.Authorizer
 	bootID string
-	ledger *endpoint.Ledger // open while Run runs
+	key    wireguard.PrivateKey // of mode wireguard; read by Run
+	ledger *endpoint.Ledger     // open while Run runs
 
 	// nextLease is what the server gave in the place of a life's lease. The
 	// life's goroutines have ended when the next reads it.
@@ -69,6 +72,12 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.ledger.Close()) }()
+	if d.cfg.Mode == api.ModeWireGuard {
+		// Behind the ledger's lock: no other daemon makes one at the same time.
+		if d.key, err = wireguard.LoadKey(d.cfg.StateDir); err != nil {
+			return err
+		}
+	}
 
 	served, address, err := d.metrics.serve(ctx, d.cfg.Metrics, d.log)
 	if err != nil {

@@ -51,15 +51,22 @@ func (d *Daemon) alive(l endpoint.Lease) bool {
 	return d.cfg.Clock.Wall().Before(l.Wall.Add(-skew))
 }
 
+// ports are where a life listens.
+type ports struct{ vxlan, wireguard uint16 }
+
 // obtain asks the server once and journals the answer. Time counts from before
 // the request.
-func (d *Daemon) obtain(ctx context.Context, port uint16) (endpoint.Lease, error) {
+func (d *Daemon) obtain(ctx context.Context, at ports) (endpoint.Lease, error) {
 	held, _ := d.ledger.Lease()
 	boot, wall := d.cfg.Clock.Boot(), d.cfg.Clock.Wall()
-	got, err := d.client.Lease(ctx, api.LeaseRequest{
-		Underlay: d.cfg.Underlay, Port: port, Mode: d.cfg.Mode,
+	request := api.LeaseRequest{
+		Underlay: d.cfg.Underlay, Port: at.vxlan, Mode: d.cfg.Mode,
 		Subnet: held.Subnet, Generation: held.Generation,
-	})
+	}
+	if d.cfg.Mode == api.ModeWireGuard {
+		request.Key, request.WireGuardPort = api.TunnelKey(d.key.Public()), at.wireguard
+	}
+	got, err := d.client.Lease(ctx, request)
 	if err != nil {
 		return endpoint.Lease{}, err
 	}
@@ -67,13 +74,13 @@ func (d *Daemon) obtain(ctx context.Context, port uint16) (endpoint.Lease, error
 	if !got.Network.Contains(got.Subnet.Addr()) || life <= 0 || got.Generation == 0 || got.Generation>>32 != 0 {
 		return endpoint.Lease{}, fmt.Errorf("the policy server's lease makes no sense: %+v", got)
 	}
-	l := endpoint.Lease{Lease: got, BootID: d.bootID, Expires: boot + life, Wall: wall.Add(life), Port: port}
+	l := endpoint.Lease{Lease: got, BootID: d.bootID, Expires: boot + life, Wall: wall.Add(life), Port: at.vxlan, WireGuard: at.wireguard}
 	return l, nil
 }
 
 // leaseFor is the lease for a new life: the journalled one if it holds, else what
 // the server gives, for which it waits.
-func (d *Daemon) leaseFor(ctx context.Context, port uint16) (endpoint.Lease, error) {
+func (d *Daemon) leaseFor(ctx context.Context, at ports) (endpoint.Lease, error) {
 	if l := d.nextLease; l != nil {
 		d.nextLease = nil
 		return *l, d.adopt(*l)
@@ -82,7 +89,7 @@ func (d *Daemon) leaseFor(ctx context.Context, port uint16) (endpoint.Lease, err
 		return l, nil
 	}
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, leasePatience) {
-		l, err := d.obtain(ctx, port)
+		l, err := d.obtain(ctx, at)
 		if err == nil {
 			return l, d.adopt(l)
 		}
@@ -151,7 +158,7 @@ func (l *life) keepLease(ctx context.Context) error {
 }
 
 func (l *life) renewLease(ctx context.Context) error {
-	got, err := l.d.obtain(ctx, l.socket.Local().Port())
+	got, err := l.d.obtain(ctx, l.ports())
 	if err != nil {
 		return err
 	}

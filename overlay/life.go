@@ -11,8 +11,6 @@ import (
 	"strings"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"tulle/overlay/control"
 	"tulle/overlay/datapath"
 	"tulle/overlay/dns"
@@ -20,6 +18,7 @@ import (
 	"tulle/overlay/fib"
 	"tulle/overlay/netcfg"
 	"tulle/overlay/udp"
+	"tulle/overlay/wireguard"
 	"tulle/policy"
 	"tulle/policy/api"
 	"tulle/policy/table"
@@ -31,6 +30,8 @@ type life struct {
 	lease     endpoint.Lease
 	mtu       int
 	socket    *udp.Socket
+	inside    *udp.Socket       // WireGuard's; nil in mode vxlan
+	tunnel    *wireguard.Tunnel // nil in mode vxlan
 	path      *datapath.Path
 	resolver  *dns.Forwarder
 	registrar *registrar
@@ -59,15 +60,15 @@ func (d *Daemon) live(ctx context.Context, metrics string) (err error) {
 	l := &life{d: d, renew: make(chan struct{}, 1), fail: cancel, changed: make(chan struct{}),
 		attached: map[string]*attachment{}, hosted: map[policy.AppID]api.Revision{}}
 	if l.mtu = d.cfg.MTU; l.mtu == 0 {
-		if l.mtu, err = mtuOver(d.cfg.Underlay); err != nil {
+		if l.mtu, err = mtuOver(d.cfg.Underlay, d.cfg.Mode); err != nil {
 			return err
 		}
 	}
 	if err := l.bind(); err != nil {
 		return err
 	}
-	defer l.socket.Close()
-	if l.lease, err = d.leaseFor(ctx, l.socket.Local().Port()); err != nil {
+	defer l.unbind()
+	if l.lease, err = d.leaseFor(ctx, l.ports()); err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -80,6 +81,9 @@ func (d *Daemon) live(ctx context.Context, metrics string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.path.Close()) }()
+	if l.tunnel != nil {
+		defer func() { err = errors.Join(err, l.tunnel.Close()) }()
+	}
 	defer l.resolver.Close()
 	defer func() {
 		cancel(nil)
@@ -106,9 +110,14 @@ func (d *Daemon) live(ctx context.Context, metrics string) (err error) {
 		}
 		return nil
 	})
-	d.log.Info("cell is up", "lease", l.lease.Subnet, "generation", l.lease.Generation, "underlay", l.socket.Local(), "mtu", l.mtu, "socket", d.cfg.Socket)
-	d.cfg.Ready(Ready{Ready: true, Cell: d.client.Cell(), Underlay: l.socket.Local().String(), Lease: l.lease.Subnet.String(),
-		Socket: d.cfg.Socket, Metrics: metrics, MTU: l.mtu, PID: os.Getpid()})
+	d.log.Info("cell is up", "lease", l.lease.Subnet, "generation", l.lease.Generation, "underlay", l.socket.Local(), "mode", d.cfg.Mode, "mtu", l.mtu, "socket", d.cfg.Socket)
+	ready := Ready{Ready: true, Cell: d.client.Cell(), Underlay: l.socket.Local().String(), Mode: string(d.cfg.Mode), Lease: l.lease.Subnet.String(),
+		Socket: d.cfg.Socket, Metrics: metrics, MTU: l.mtu, PID: os.Getpid()}
+	if l.tunnel != nil {
+		ready.WireGuard, ready.Key, ready.Tunnel = l.tunnel.Local().String(), l.tunnel.Public().String(), l.tunnel.Address().String()
+		d.log.Info("tunnels are encrypted", "wireguard", ready.WireGuard, "key", ready.Key, "tunnel", ready.Tunnel)
+	}
+	d.cfg.Ready(ready)
 	<-ctx.Done()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
 		return cause
@@ -123,28 +132,6 @@ func (l *life) run(f func() error) {
 			l.fail(err)
 		}
 	})
-}
-
-// bind opens the tunnel's socket, on the port of the former life if it can:
-// peers go on sending there.
-func (l *life) bind() error {
-	port := l.d.cfg.Port
-	if held, ok := l.d.ledger.Lease(); ok && port == 0 && held.Port != 0 {
-		s, err := udp.Listen(netip.AddrPortFrom(l.d.cfg.Underlay, held.Port), udp.Options{})
-		if err == nil {
-			l.socket = s
-			return nil
-		}
-		if !errors.Is(err, unix.EADDRINUSE) {
-			return fmt.Errorf("tunnel socket: %w", err)
-		}
-	}
-	s, err := udp.Listen(netip.AddrPortFrom(l.d.cfg.Underlay, port), udp.Options{})
-	if err != nil {
-		return fmt.Errorf("tunnel socket: %w", err)
-	}
-	l.socket = s
-	return nil
 }
 
 // clashes refuses an overlay network that holds what this host is or needs.
@@ -198,18 +185,28 @@ func (l *life) build() error {
 	if err != nil {
 		return fmt.Errorf("lease: %w", err)
 	}
+	tunnels, err := l.startTunnel()
+	if err != nil {
+		return err
+	}
 	policies, reach := table.New(), table.New()
 	l.resolver = dns.New(dns.Options{Upstreams: l.d.cfg.Resolvers, Overlay: l.lease.Network, Log: l.d.log})
-	l.path, err = datapath.New(datapath.Options{
+	o := datapath.Options{
 		MTU: l.mtu, Conn: l.socket, FIB: f, Policies: policies, Reach: reach,
 		Resolver:     l.resolve,
 		ResolverAddr: dns.Address.Addr(),
 		Log:          l.d.log,
-	})
-	if err != nil {
+	}
+	if l.tunnel != nil {
+		o.Tunnel = l.tunnel
+	}
+	if l.path, err = datapath.New(o); err != nil {
+		if l.tunnel != nil {
+			err = errors.Join(err, l.tunnel.Close())
+		}
 		return errors.Join(err, l.resolver.Close())
 	}
-	l.world = newWorld(l.d.client.Cell(), f, policies, reach, l.path)
+	l.world = newWorld(l.d.client.Cell(), f, policies, reach, l.path, tunnels)
 	l.registrar = newRegistrar(l)
 	return nil
 }

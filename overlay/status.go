@@ -36,11 +36,15 @@ func (l *life) Status(ctx context.Context) (control.Status, error) {
 	s := control.Status{
 		Cell: l.d.client.Cell(), Lease: l.lease.Subnet, Underlay: l.socket.Local(), PID: os.Getpid(),
 		Connected: l.d.client.Connected(), Flows: l.path.FlowCount(), Endpoints: list,
-		Remote: []api.Endpoint{}, Peers: []api.Peer{},
+		Remote: []api.Endpoint{}, Peers: []api.Peer{}, Mode: l.d.cfg.Mode,
+	}
+	if l.tunnel != nil {
+		s.WireGuard, s.Key, s.Tunnel = l.tunnel.Local(), api.TunnelKey(l.tunnel.Public()), l.tunnel.Address()
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s.Epoch, s.Revision, s.Policies = l.world.epoch, l.world.revision, len(l.world.known)
+	s.Plain = l.world.tunnels.inPlain()
 	for _, es := range l.world.endpoints {
 		for _, e := range es {
 			s.Remote = append(s.Remote, e)

@@ -21,6 +21,7 @@ type world struct {
 	policies *table.Table
 	reach    *table.Table
 	path     cutter
+	tunnels  *tunnels
 
 	epoch     api.Epoch
 	revision  api.Revision
@@ -40,9 +41,9 @@ type cutter interface {
 	CutPeer(id uint32) int
 }
 
-func newWorld(self string, f *fib.Table, policies, reach *table.Table, path cutter) *world {
+func newWorld(self string, f *fib.Table, policies, reach *table.Table, path cutter, tunnels *tunnels) *world {
 	return &world{
-		self: self, fib: f, policies: policies, reach: reach, path: path,
+		self: self, fib: f, policies: policies, reach: reach, path: path, tunnels: tunnels,
 		known: map[policy.Policy]table.Rule{}, byApp: map[policy.AppID]map[policy.Policy]struct{}{},
 		tags: map[policy.AppID]policy.Tag{}, reachable: map[table.Rule]int{},
 		endpoints: map[string]map[netip.Addr]api.Endpoint{}, peers: map[string]api.Peer{},
@@ -184,6 +185,7 @@ func (w *world) apply(d *change) {
 	var cut cuts
 	w.removePolicies(d, &cut)
 	w.fib.Update(func(b *fib.Builder) { w.place(b, d, &cut) })
+	w.tunnel(d)
 	for _, id := range cut.peers {
 		w.path.CutPeer(id)
 	}
@@ -198,6 +200,25 @@ func (w *world) apply(d *change) {
 		w.path.Cut(pairs)
 	}
 	w.addPolicies(d)
+}
+
+// tunnel makes the sessions follow the peers. A peer that is gone from the fib is
+// nobody already, whatever still comes out of its session. Those that leave, or
+// change their key, go first: a key or an address may have moved between peers.
+func (w *world) tunnel(d *change) {
+	for _, name := range d.peersRemoved {
+		w.tunnels.remove(name)
+	}
+	for _, p := range d.peersSet {
+		if p.Name != w.self {
+			w.tunnels.release(p)
+		}
+	}
+	for _, p := range d.peersSet {
+		if p.Name != w.self {
+			w.tunnels.set(p)
+		}
+	}
 }
 
 // cuts is what a change takes away.
@@ -344,7 +365,7 @@ func (w *world) place(b *fib.Builder, d *change, cut *cuts) {
 	}
 	for _, p := range moved {
 		was := old.Peer(p.Name)
-		id := b.PutPeer(peerOf(p))
+		id := b.PutPeer(peerOf(p, w.tunnels.mode(p)))
 		if was != nil && was.ID != id {
 			cut.peers = append(cut.peers, was.ID)
 		}
@@ -401,13 +422,13 @@ func (w *world) putEndpoint(b *fib.Builder, e api.Endpoint) {
 	b.PutRemote(fib.Remote{Addr: e.Address, App: e.App, Tag: w.tags[e.App], Incarnation: incarnationOf(e)})
 }
 
-func peerOf(p api.Peer) fib.Peer {
-	f := fib.Peer{Name: p.Name, Underlay: netip.AddrPortFrom(p.Underlay, p.Port), Subnet: p.Subnet, Generation: p.Generation}
+func peerOf(p api.Peer, mode fib.Mode) fib.Peer {
+	f := fib.Peer{Name: p.Name, Mode: mode, Underlay: netip.AddrPortFrom(p.Underlay, p.Port), Subnet: p.Subnet, Generation: p.Generation}
 	if p.Kind == api.KindSilk {
 		f.Kind = fib.Silk
 	}
-	if p.Mode == api.ModeWireGuard {
-		f.Mode = fib.WireGuard
+	if mode == fib.WireGuard {
+		f.Tunnel = p.Tunnel
 	}
 	return f
 }

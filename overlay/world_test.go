@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"fmt"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
@@ -45,7 +46,7 @@ func emptyWorld(t *testing.T) (*world, *recorder) {
 		t.Fatal(err)
 	}
 	r := &recorder{pairs: map[datapath.Pair]bool{}, endpoints: map[netip.Addr]uint64{}}
-	return newWorld("self", f, table.New(), table.New(), r), r
+	return newWorld("self", f, table.New(), table.New(), r, newTunnels(slog.New(slog.DiscardHandler))), r
 }
 
 // told is what a policy server would say, in the obvious form.

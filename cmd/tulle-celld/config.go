@@ -23,9 +23,10 @@ type config struct {
 	StateDir    string         `yaml:"state_dir"`   // journal and holder; never shared with another daemon
 	Socket      string         `yaml:"socket"`      // of the local API; default $XDG_RUNTIME_DIR/tulle/celld.sock
 	Underlay    netip.Addr     `yaml:"underlay"`    // this host's address that other cells send to
-	Port        uint16         `yaml:"port"`        // UDP port of the tunnel; 0: a free one
-	Mode        api.TunnelMode `yaml:"mode"`        // vxlan
-	MTU         int            `yaml:"mtu"`         // of the containers' devices; 0: the underlay's less 50
+	Port        uint16         `yaml:"port"`        // UDP port of VXLAN; 0: a free one
+	Mode        api.TunnelMode `yaml:"mode"`        // vxlan, or wireguard with the peers that have it too
+	WireGuard   uint16         `yaml:"wireguard"`   // UDP port of mode wireguard; 0: a free one
+	MTU         int            `yaml:"mtu"`         // of the containers' devices; 0: the underlay's less 50, 110 in mode wireguard
 	Metrics     string         `yaml:"metrics"`     // host:port; "": off
 	Allow       []grant        `yaml:"allow"`       // who may attach, beside root and the daemon's own user
 	Resolvers   []resolver     `yaml:"resolvers"`   // DNS servers; default: the host's
@@ -69,7 +70,7 @@ func (r *resolver) UnmarshalText(b []byte) error {
 
 func defaults() *config {
 	return &config{
-		Socket: control.DefaultSocket(), Port: overlay.DefaultPort, Mode: api.ModeVXLAN,
+		Socket: control.DefaultSocket(), Port: overlay.DefaultPort, Mode: api.ModeVXLAN, WireGuard: overlay.DefaultWireGuardPort,
 		Metrics: "127.0.0.1:9479", LogLevel: slog.LevelInfo,
 	}
 }
@@ -96,11 +97,14 @@ func (c *config) Validate() error {
 	case !c.Underlay.Is4() || c.Underlay.IsUnspecified() || c.Underlay.IsMulticast():
 		bad("underlay", "must be an IPv4 address of this host")
 	}
-	if c.Mode != api.ModeVXLAN {
-		bad("mode", "must be vxlan, the only mode this daemon has")
+	if c.Mode != api.ModeVXLAN && c.Mode != api.ModeWireGuard {
+		bad("mode", "must be vxlan or wireguard")
 	}
-	if c.MTU != 0 && (c.MTU < 576 || c.MTU > 65485) {
-		bad("mtu", "must be 0 or from 576 to 65485")
+	if c.Mode == api.ModeWireGuard && c.WireGuard != 0 && c.WireGuard == c.Port {
+		bad("wireguard", "must not be the port of VXLAN")
+	}
+	if c.MTU != 0 && (c.MTU < 576 || c.MTU > 65405) {
+		bad("mtu", "must be 0 or from 576 to 65405")
 	}
 	for _, dir := range c.Hide {
 		if !filepath.IsAbs(dir) || filepath.Clean(dir) == "/" {
@@ -136,7 +140,7 @@ func loadConfig(path string) (*config, error) {
 func (c *config) daemon() overlay.Config {
 	o := overlay.Config{
 		Name: c.Name, Server: c.Server, Credentials: c.Credentials, StateDir: c.StateDir, Socket: c.Socket,
-		Underlay: c.Underlay, Port: c.Port, Mode: c.Mode, MTU: c.MTU, Metrics: c.Metrics,
+		Underlay: c.Underlay, Port: c.Port, Mode: c.Mode, WireGuard: c.WireGuard, MTU: c.MTU, Metrics: c.Metrics,
 		Hide: c.Hide,
 	}
 	for _, g := range c.Allow {

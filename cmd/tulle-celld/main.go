@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"syscall"
 	"text/tabwriter"
@@ -27,6 +28,7 @@ import (
 	"tulle/overlay"
 	"tulle/overlay/control"
 	"tulle/overlay/holder"
+	"tulle/policy/api"
 )
 
 func main() {
@@ -216,6 +218,13 @@ func statusCommand(config *string) *cobra.Command {
 			return indented(w, s)
 		}
 		tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		if len(s.Plain) > 0 {
+			fmt.Fprintf(tw, "PLAIN TEXT\tthese peers have mode vxlan, their traffic can be read and forged: %s\n", strings.Join(s.Plain, ", "))
+		}
+		fmt.Fprintf(tw, "mode\t%s\n", s.Mode)
+		if s.Mode == api.ModeWireGuard {
+			fmt.Fprintf(tw, "wireguard\t%v\nkey\t%s\ntunnel\t%v\n", s.WireGuard, s.Key, s.Tunnel)
+		}
 		fmt.Fprintf(tw, "cell\t%s\nlease\t%v\nunderlay\t%v\npid\t%d\nconnected\t%t\nrevision\t%d\npolicies\t%d\nflows\t%d\nendpoints\t%d here, %d elsewhere\npeers\t%d\n",
 			s.Cell, s.Lease, s.Underlay, s.PID, s.Connected, s.Revision, s.Policies, s.Flows, len(s.Endpoints), len(s.Remote), len(s.Peers))
 		return tw.Flush()

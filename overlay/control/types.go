@@ -69,10 +69,17 @@ type Endpoint struct {
 
 // Status is the daemon's state at a glance.
 type Status struct {
-	Cell      string         `json:"cell"`
-	Lease     netip.Prefix   `json:"lease"`
-	Underlay  netip.AddrPort `json:"underlay"`
-	PID       int            `json:"pid"`
+	Cell     string         `json:"cell"`
+	Lease    netip.Prefix   `json:"lease"`
+	Underlay netip.AddrPort `json:"underlay"`
+	PID      int            `json:"pid"`
+	Mode     api.TunnelMode `json:"mode"`
+	// Of mode wireguard: where the cell listens for it, its public key, its address
+	// inside the tunnels, and the peers that speak vxlan to it all the same.
+	WireGuard netip.AddrPort `json:"wireguard,omitzero"`
+	Key       api.TunnelKey  `json:"key,omitzero"`
+	Tunnel    netip.Addr     `json:"tunnel,omitzero"`
+	Plain     []string       `json:"plain,omitempty"`
 	Epoch     api.Epoch      `json:"epoch"`
 	Revision  api.Revision   `json:"revision"`
 	Connected bool           `json:"connected"` // to the policy server

@@ -38,7 +38,10 @@ type Lease struct {
 	BootID  string        `json:"boot_id"`
 	Expires time.Duration `json:"expires"` // CLOCK_BOOTTIME
 	Wall    time.Time     `json:"wall"`
-	Port    uint16        `json:"port,omitempty"` // of the tunnel: peers go on sending there while the daemon restarts
+	// Ports of VXLAN and of WireGuard: peers go on sending there while the daemon
+	// restarts.
+	Port      uint16 `json:"port,omitempty"`
+	WireGuard uint16 `json:"wireguard,omitempty"`
 }
 
 // record is one line. Exactly one pointer or number is set.

@@ -34,6 +34,9 @@ type cellReady struct {
 // takes a free one otherwise.
 const Port4789 = "port: 4789"
 
+// Port51820 is the same for WireGuard's.
+const Port51820 = "wireguard: 51820"
+
 // StartCell issues the cell's credentials and starts its daemon on a free
 // port of the underlay address. Settings are further lines of its configuration.
 func (w *World) StartCell(ctx context.Context, name string, underlay netip.Addr, settings ...string) (*Cell, error) {
@@ -60,11 +63,14 @@ func (w *World) StartCell(ctx context.Context, name string, underlay netip.Addr,
 		"state_dir: " + state,
 		"socket: " + c.Socket,
 		"underlay: " + underlay.String(),
-		"mode: vxlan",
+		"mode: " + w.mode,
 		"metrics: 127.0.0.1:0",
 	}, settings...)
 	if !slices.Contains(settings, Port4789) {
 		lines = append(lines, "port: 0")
+	}
+	if !slices.Contains(settings, Port51820) {
+		lines = append(lines, "wireguard: 0")
 	}
 	if err := os.WriteFile(c.config, []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
 		return nil, err

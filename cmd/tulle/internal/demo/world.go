@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,6 +36,7 @@ type Options struct {
 	BinDir  string       // where tulle, tulle-celld and tulle-policy-server are; default: beside the running program
 	User    uint32       // as root: uid and gid of server and daemons; 0 is Nobody
 	Network netip.Prefix // default: the first that clashes with nothing here
+	Mode    string       // tunnel mode of cells that do not set one; default: vxlan
 	Log     *slog.Logger
 }
 
@@ -48,6 +50,7 @@ type World struct {
 	bin       string
 	root      bool
 	uid       uint32
+	mode      string
 	log       *slog.Logger
 	patience  time.Duration // what a process has to end in order
 	plain     *starter      // for `tulle run`
@@ -76,6 +79,7 @@ func NewWorld(o Options) (*World, error) {
 		bin:        bin,
 		root:       os.Geteuid() == 0,
 		uid:        uint32(os.Geteuid()),
+		mode:       cmp.Or(o.Mode, "vxlan"),
 		log:        o.Log,
 		patience:   stopPatience,
 		namespaces: make(map[string]bool),

@@ -1,0 +1,176 @@
+package overlay
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"tulle/overlay/fib"
+	"tulle/overlay/udp"
+	"tulle/overlay/vxlan"
+	"tulle/overlay/wireguard"
+	"tulle/policy/api"
+)
+
+// bind opens the sockets, on the ports of the former life if it can: peers go on
+// sending there.
+func (l *life) bind() (err error) {
+	held, _ := l.d.ledger.Lease()
+	if l.socket, err = listen(l.d.cfg.Underlay, l.d.cfg.Port, held.Port); err != nil {
+		return err
+	}
+	if l.d.cfg.Mode != api.ModeWireGuard {
+		return nil
+	}
+	if l.inside, err = listen(l.d.cfg.Underlay, l.d.cfg.WireGuard, held.WireGuard); err != nil {
+		return errors.Join(err, l.socket.Close())
+	}
+	return nil
+}
+
+// listen opens a socket at the port wanted. Where any will do, that of before is
+// tried first; 0 is none.
+func listen(underlay netip.Addr, port, before uint16) (*udp.Socket, error) {
+	if port == 0 && before != 0 {
+		s, err := udp.Listen(netip.AddrPortFrom(underlay, before), udp.Options{})
+		if err == nil {
+			return s, nil
+		}
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return nil, fmt.Errorf("tunnel socket: %w", err)
+		}
+	}
+	s, err := udp.Listen(netip.AddrPortFrom(underlay, port), udp.Options{})
+	if err != nil {
+		return nil, fmt.Errorf("tunnel socket: %w", err)
+	}
+	return s, nil
+}
+
+// unbind closes the sockets, those too that nobody got as far as to own.
+func (l *life) unbind() {
+	_ = l.socket.Close()
+	if l.inside != nil {
+		_ = l.inside.Close()
+	}
+}
+
+func (l *life) ports() ports {
+	p := ports{vxlan: l.socket.Local().Port()}
+	if l.inside != nil {
+		p.wireguard = l.inside.Local().Port()
+	}
+	return p
+}
+
+// startTunnel makes the tunnel over the lease, without peers: nothing comes out
+// of it before world.take names one.
+func (l *life) startTunnel() (*tunnels, error) {
+	t := newTunnels(l.d.log)
+	if l.inside == nil {
+		return t, nil
+	}
+	address := api.LeasedTunnel(l.lease.Network, l.lease.Subnet)
+	if !address.IsValid() {
+		return nil, fmt.Errorf("lease %s in %s has no tunnel address: use mode %s, or larger leases", l.lease.Subnet, l.lease.Network, api.ModeVXLAN)
+	}
+	var err error
+	l.tunnel, err = wireguard.New(wireguard.Options{
+		Key: l.d.key, Address: address, Conn: l.inside, Log: l.d.log,
+		MTU:     l.mtu + vxlan.Overhead + wireguard.HeaderLen,
+		Receive: func(batch []udp.Message) { l.path.FromTunnel(batch) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	t.sessions = l.tunnel
+	return t, nil
+}
+
+// tunnels is which mode each peer has here, and the sessions with those that have
+// wireguard. world owns it.
+type tunnels struct {
+	sessions sessions // nil: the own mode is vxlan
+	log      *slog.Logger
+	known    map[string]wireguard.Peer // that have a session
+	plain    map[string]bool           // peers that speak vxlan to a cell of mode wireguard
+}
+
+// sessions is wireguard's Tunnel.
+type sessions interface {
+	Set(name string, p wireguard.Peer) error
+	Remove(name string)
+}
+
+// mode is how frames travel between this cell and a peer: inside a tunnel where
+// both have it. A cell of mode vxlan has no key that a peer could know.
+func (t *tunnels) mode(p api.Peer) fib.Mode {
+	if t.sessions != nil && p.Mode == api.ModeWireGuard {
+		return fib.WireGuard
+	}
+	return fib.VXLAN
+}
+
+func newTunnels(log *slog.Logger) *tunnels {
+	return &tunnels{log: log, known: map[string]wireguard.Peer{}, plain: map[string]bool{}}
+}
+
+// release ends the session that a peer's news makes void: its key or address is
+// another, or it has none any more.
+func (t *tunnels) release(p api.Peer) {
+	old, there := t.known[p.Name]
+	if there && (t.mode(p) == fib.VXLAN || old.Key != wireguard.PublicKey(p.Key) || old.Address != p.Tunnel) {
+		t.remove(p.Name)
+	}
+}
+
+// set gives a peer its session. A key or an address that it cannot have leaves it
+// without: nothing passes, in any mode.
+func (t *tunnels) set(p api.Peer) {
+	if t.sessions == nil {
+		return
+	}
+	if t.mode(p) == fib.VXLAN {
+		if !t.plain[p.Name] {
+			t.plain[p.Name] = true
+			t.log.Warn("PLAIN TEXT: the peer has mode vxlan; all traffic with it can be read and forged on the underlay",
+				"peer", p.Name, "kind", p.Kind, "underlay", p.Underlay)
+		}
+		return
+	}
+	delete(t.plain, p.Name)
+	next := wireguard.Peer{
+		Key: wireguard.PublicKey(p.Key), Address: p.Tunnel, Endpoint: netip.AddrPortFrom(p.Underlay, p.WireGuardPort),
+	}
+	if t.known[p.Name] == next {
+		return
+	}
+	if err := t.sessions.Set(p.Name, next); err != nil {
+		t.log.Error("no tunnel: nothing passes to or from this peer", "peer", p.Name, "err", err)
+		delete(t.known, p.Name)
+		return
+	}
+	t.known[p.Name] = next
+}
+
+func (t *tunnels) remove(name string) {
+	delete(t.plain, name)
+	delete(t.known, name)
+	if t.sessions != nil {
+		t.sessions.Remove(name)
+	}
+}
+
+// inPlain lists the peers that speak vxlan to a cell of mode wireguard.
+func (t *tunnels) inPlain() []string {
+	names := make([]string, 0, len(t.plain))
+	for name := range t.plain {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
