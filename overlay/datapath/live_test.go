@@ -43,7 +43,7 @@ type liveContainer struct {
 	end  *tuntest.Container
 }
 
-func newLive(t testing.TB) *live {
+func newLive(t testing.TB, change ...func(l *live, i int, o *Options)) *live {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	l := &live{t: t, ctx: ctx, net: udptest.New()}
@@ -56,7 +56,12 @@ func newLive(t testing.TB) *live {
 		if c.fib, err = fib.New(overlayNet, c.subnet); err != nil {
 			t.Fatal(err)
 		}
-		if c.path, err = New(Options{Conn: c.conn, FIB: c.fib, Policies: c.policies, Log: slog.New(slog.DiscardHandler)}); err != nil {
+		o := Options{Conn: c.conn, FIB: c.fib, Policies: c.policies, Log: slog.New(slog.DiscardHandler)}
+		l.cells[i] = c
+		for _, f := range change {
+			f(l, i, &o)
+		}
+		if c.path, err = New(o); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
@@ -64,7 +69,6 @@ func newLive(t testing.TB) *live {
 				t.Error(err)
 			}
 		})
-		l.cells[i] = c
 	}
 	for i, c := range l.cells {
 		other := l.cells[1-i]
