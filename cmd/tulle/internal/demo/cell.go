@@ -63,9 +63,11 @@ func (w *World) StartCell(ctx context.Context, name string, underlay netip.Addr,
 		"state_dir: " + state,
 		"socket: " + c.Socket,
 		"underlay: " + underlay.String(),
-		"mode: " + w.mode,
 		"metrics: 127.0.0.1:0",
 	}, settings...)
+	if !slices.ContainsFunc(settings, func(s string) bool { return strings.HasPrefix(s, "mode:") }) {
+		lines = append(lines, "mode: "+w.mode)
+	}
 	if !slices.Contains(settings, Port4789) {
 		lines = append(lines, "port: 0")
 	}

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -43,11 +44,14 @@ const kernelApp policy.AppID = "77777777-aaaa-4bbb-8ccc-000000000077"
 // TestKernelInterop holds a Tulle cell against a cell of the Linux kernel's,
 // port 4789 on both sides. The test runs itself in a network namespace of its
 // own, which is the Tulle host.
-func TestKernelInterop(t *testing.T) {
+func TestKernelInterop(t *testing.T) { testInterop(t, demo.Port4789) }
+
+// testInterop runs the whole test, with a Tulle cell of these settings.
+func testInterop(t *testing.T, settings ...string) {
 	nstest.NeedRoot(t)
 	nstest.NeedTUN(t)
 	if os.Getenv(insideNamespace) == "" {
-		cmd := exec.Command("/proc/self/exe", "-test.run=^TestKernelInterop$", "-test.v", "-test.timeout=3m")
+		cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=3m")
 		cmd.Env = append(os.Environ(), insideNamespace+"=1")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 		out, err := cmd.CombinedOutput()
@@ -60,7 +64,7 @@ func TestKernelInterop(t *testing.T) {
 	if err := netcfg.LoopbackUp(); err != nil {
 		t.Fatal(err)
 	}
-	in := newInterop(t)
+	in := newInterop(t, settings)
 	t.Run("tulle reaches kernel", in.tulleReachesKernel)
 	t.Run("kernel reaches tulle", in.kernelReachesTulle)
 	t.Run("errors of allowed flows cross", in.errorsCross)
@@ -68,18 +72,24 @@ func TestKernelInterop(t *testing.T) {
 	t.Run("no tag, no new flow", in.untaggedIsRefused)
 	t.Run("another app's tag, no new flow", in.wrongTagIsRefused)
 	t.Run("bulk arrives whole", in.bulk)
+	if in.wireguard {
+		t.Run("plain frames are refused", in.plainIsRefused)
+	}
 }
 
 // interop is the two cells, one container on each, and a policy each way.
 type interop struct {
 	ctx     context.Context
 	kernel  *kernelCell
+	cell    *demo.Cell
 	tulle   *demo.Instance
 	tags    map[policy.AppID]policy.Tag
 	tulleID policy.AppID
+	// wireguard: between the two cells is a tunnel.
+	wireguard bool
 }
 
-func newInterop(t *testing.T) *interop {
+func newInterop(t *testing.T, settings []string) *interop {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	w := newWorld(t)
@@ -88,24 +98,35 @@ func newInterop(t *testing.T) *interop {
 	if _, err := w.StartServer(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.AddPeer(ctx, "silk-77", underlayKernel.Addr(), kernelLease); err != nil {
+	in := &interop{ctx: ctx, wireguard: slices.Contains(settings, modeWireGuard)}
+	var key tunnelKey
+	var flags []string
+	if in.wireguard {
+		key = newTunnelKey(t)
+		flags = []string{"--mode", "wireguard", "--key", key.public, "--tunnel", tunnelKernel.String()}
+	}
+	if err := w.AddPeer(ctx, "silk-77", underlayKernel.Addr(), kernelLease, flags...); err != nil {
 		t.Fatal(err)
 	}
 	host := nstest.New(t)
 	device := vethToHere(t, host)
-	cell, err := w.StartCell(ctx, "cell-1", underlayTulle.Addr(), demo.Port4789)
+	var err error
+	if in.cell, err = w.StartCell(ctx, "cell-1", underlayTulle.Addr(), settings...); err != nil {
+		t.Fatal(err)
+	}
+	if in.tulle, err = w.StartApp(ctx, in.cell, "web", 0); err != nil {
+		t.Fatal(err)
+	}
+	status, err := in.cell.Status(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	in := &interop{ctx: ctx}
-	if in.tulle, err = w.StartApp(ctx, cell, "web", 0); err != nil {
-		t.Fatal(err)
+	if in.wireguard {
+		startWireGuard(t, host, key, status)
+		in.kernel = newKernelCell(t, host, wg0, tunnelKernel, kernelLease, status.Tunnel, status.Lease, 1390)
+	} else {
+		in.kernel = newKernelCell(t, host, device, underlayKernel.Addr(), kernelLease, underlayTulle.Addr(), status.Lease, 1450)
 	}
-	status, err := cell.Status(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	in.kernel = newKernelCell(t, host, device, underlayKernel.Addr(), kernelLease, underlayTulle.Addr(), status.Lease)
 
 	a := api(t, w)
 	if in.tulleID, err = a.AppID(ctx, "web"); err != nil {

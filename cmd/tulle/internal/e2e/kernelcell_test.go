@@ -29,6 +29,7 @@ type kernelCell struct {
 	lease           netip.Prefix
 	address         netip.Addr // of the container
 	underlay        netip.Addr
+	mtu             int // of the container's veth
 	rules           *nftables.Conn
 	table           *nftables.Table
 	prerouting      *nftables.Chain
@@ -38,11 +39,11 @@ type kernelCell struct {
 // newKernelCell sets the cell up in host, whose underlay device is already
 // there, with one neighbour: the cell that holds peerLease at peerUnderlay.
 func newKernelCell(t *testing.T, host *nstest.Namespace, device string, underlay netip.Addr, lease netip.Prefix,
-	peerUnderlay netip.Addr, peerLease netip.Prefix) *kernelCell {
+	peerUnderlay netip.Addr, peerLease netip.Prefix, mtu int) *kernelCell {
 	t.Helper()
 	k := &kernelCell{
 		host: host, container: nstest.New(t),
-		lease: lease, address: lease.Addr().Next().Next(), underlay: underlay,
+		lease: lease, address: lease.Addr().Next().Next(), underlay: underlay, mtu: mtu,
 	}
 	nameA, nameB := nstest.Veth(t, host, k.container, netip.Prefix{}, netip.Prefix{})
 	steps := []struct {
@@ -54,10 +55,10 @@ func newKernelCell(t *testing.T, host *nstest.Namespace, device string, underlay
 		{"route to the peer's lease", host, func() error { return k.converge(peerUnderlay, peerLease) }},
 		{"forwarding", host, enableForwarding},
 		{"container's host end", host, func() error {
-			return pointToPoint(nameA, netip.MustParseAddr("169.254.0.1"), k.address)
+			return pointToPoint(nameA, netip.MustParseAddr("169.254.0.1"), k.address, mtu)
 		}},
 		{"container's end", k.container, func() error {
-			if err := pointToPoint(nameB, k.address, netip.MustParseAddr("169.254.0.1")); err != nil {
+			if err := pointToPoint(nameB, k.address, netip.MustParseAddr("169.254.0.1"), mtu); err != nil {
 				return err
 			}
 			return defaultVia(nameB, netip.MustParseAddr("169.254.0.1"))
@@ -145,12 +146,12 @@ func enableForwarding() error {
 	return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0)
 }
 
-func pointToPoint(name string, own, peer netip.Addr) error {
+func pointToPoint(name string, own, peer netip.Addr, mtu int) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
 		return err
 	}
-	if err := netlink.LinkSetMTU(link, 1450); err != nil {
+	if err := netlink.LinkSetMTU(link, mtu); err != nil {
 		return err
 	}
 	return netlink.AddrAdd(link, &netlink.Addr{

@@ -60,6 +60,13 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if os.Getenv(wireguardRole) != "" {
+		if err := beWireGuard(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	code := m.Run()
 	if built != "" {
 		os.RemoveAll(built)
