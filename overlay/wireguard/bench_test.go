@@ -1,0 +1,98 @@
+package wireguard
+
+import (
+	"log/slog"
+	"net/netip"
+	"sync/atomic"
+	"testing"
+
+	"tulle/overlay/udp"
+)
+
+// BenchmarkTrains sends super-packets' worth of frames from one cell to another
+// over real sockets of this host: what the tunnel alone carries, and beside it the
+// same over plain sockets. Loss counts as not carried.
+func BenchmarkTrains(b *testing.B) {
+	const segment, segments = 1412, 44
+	train := make([]byte, segment*segments)
+	measure := func(b *testing.B, received *atomic.Int64, send func() error) {
+		b.SetBytes(int64(len(train)))
+		received.Store(0)
+		for b.Loop() {
+			if err := send(); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(received.Load())*8/1e9/b.Elapsed().Seconds(), "Gbit/s-received")
+	}
+	listen := func(b *testing.B, host byte) *udp.Socket {
+		s, err := udp.Listen(netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, host}), 0), udp.Options{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		return s
+	}
+	b.Run("wireguard", func(b *testing.B) {
+		var received atomic.Int64
+		first := make(chan struct{}, 1)
+		var ends [2]*Tunnel
+		var keys [2]PrivateKey
+		for i := range ends {
+			var err error
+			if keys[i], err = GenerateKey(); err != nil {
+				b.Fatal(err)
+			}
+			ends[i], err = New(Options{
+				Key: keys[i], Address: netip.AddrFrom4([4]byte{100, 64, 0, byte(i + 1)}), Conn: listen(b, byte(i+1)), MTU: 1440,
+				Receive: func(batch []udp.Message) {
+					for _, m := range batch {
+						received.Add(int64(m.N))
+					}
+					select {
+					case first <- struct{}{}:
+					default:
+					}
+				},
+				Log: slog.New(slog.DiscardHandler),
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer ends[i].Close()
+		}
+		for i, t := range ends {
+			other := ends[1-i]
+			if err := t.Set("other", Peer{Key: other.Public(), Address: other.Address(), Endpoint: other.Local()}); err != nil {
+				b.Fatal(err)
+			}
+		}
+		send := func() error { return ends[0].Send(ends[1].Address(), train, segment) }
+		if err := send(); err != nil {
+			b.Fatal(err)
+		}
+		<-first
+		measure(b, &received, send)
+	})
+	b.Run("plain", func(b *testing.B) {
+		from, to := listen(b, 1), listen(b, 2)
+		defer from.Close()
+		defer to.Close()
+		var received atomic.Int64
+		go func() {
+			batch := make([]udp.Message, receiveLen)
+			for i := range batch {
+				batch[i].Buf = make([]byte, 65535)
+			}
+			for {
+				n, err := to.Receive(batch)
+				if err != nil {
+					return
+				}
+				for _, m := range batch[:n] {
+					received.Add(int64(m.N))
+				}
+			}
+		}()
+		measure(b, &received, func() error { return from.Send(to.Local(), train, segment) })
+	})
+}
