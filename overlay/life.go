@@ -32,6 +32,7 @@ type life struct {
 	socket    *udp.Socket
 	inside    *udp.Socket       // WireGuard's; nil in mode vxlan
 	tunnel    *wireguard.Tunnel // nil in mode vxlan
+	resumed   bool              // the lease is a former life's, at the same ports
 	path      *datapath.Path
 	resolver  *dns.Forwarder
 	registrar *registrar
@@ -68,6 +69,8 @@ func (d *Daemon) live(ctx context.Context, metrics string) (err error) {
 		return err
 	}
 	defer l.unbind()
+	held, there := d.ledger.Lease()
+	l.resumed = there && d.alive(held) && l.ports() == ports{held.Port, held.WireGuard}
 	if l.lease, err = d.leaseFor(ctx, l.ports()); err != nil {
 		if ctx.Err() != nil {
 			return nil
@@ -232,6 +235,7 @@ func (l *life) take(_ context.Context, e api.Event) error {
 	}
 	first := !l.started
 	l.started = true
+	l.world.tunnels.begin = false
 	l.events++
 	epoch, revision, floor := l.world.epoch, l.world.revision, l.world.floor
 	close(l.changed)

@@ -87,7 +87,9 @@ func (l *life) startTunnel() (*tunnels, error) {
 	if err != nil {
 		return nil, err
 	}
-	t.sessions = l.tunnel
+	// The peers of a lease that is resumed know this cell, and have sessions with
+	// the daemon that was here before.
+	t.sessions, t.begin = l.tunnel, l.resumed
 	return t, nil
 }
 
@@ -97,12 +99,14 @@ type tunnels struct {
 	sessions sessions // nil: the own mode is vxlan
 	log      *slog.Logger
 	known    map[string]wireguard.Peer // that have a session
+	begin    bool                      // sessions are made before there is anything to send
 	plain    map[string]bool           // peers that speak vxlan to a cell of mode wireguard
 }
 
 // sessions is wireguard's Tunnel.
 type sessions interface {
 	Set(name string, p wireguard.Peer) error
+	Begin(name string)
 	Remove(name string)
 }
 
@@ -155,6 +159,9 @@ func (t *tunnels) set(p api.Peer) {
 		return
 	}
 	t.known[p.Name] = next
+	if t.begin {
+		t.sessions.Begin(p.Name)
+	}
 }
 
 func (t *tunnels) remove(name string) {

@@ -145,6 +145,20 @@ func (t *Tunnel) Set(name string, p Peer) error {
 	return nil
 }
 
+// Begin makes a session with a peer now, before there is anything to send. A cell
+// that comes back has none, and a peer that has one would seal for it until it
+// misses an answer, for 15 s. It is for peers that know this cell already: two
+// that begin at the same time both fail, and try again after 5 s.
+func (t *Tunnel) Begin(name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p, there := t.peers[name]; there && !t.closed {
+		if peer := t.device.LookupPeer(device.NoisePublicKey(p.Key)); peer != nil {
+			peer.SendKeepalive()
+		}
+	}
+}
+
 // checkLocked keeps key and address one peer's: the library would move either to
 // whoever named it last.
 func (t *Tunnel) checkLocked(name string, p Peer) error {

@@ -283,6 +283,63 @@ func TestNewKeyReplacesTheOld(t *testing.T) {
 	b.expect(next, "new")
 }
 
+// A cell that was started again makes itself known: its peer, which only ever
+// sends, would go on in the old session.
+func TestBeginAfterARestart(t *testing.T) {
+	net, a, b := pair(t)
+	a.send(b, "before")
+	b.expect(a, "before")
+	if err := b.tunnel.Close(); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Listen(b.conn.Local())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan string, 1024)
+	again, err := New(Options{
+		Key: b.key, Address: b.tunnel.Address(), Conn: conn, MTU: 1440, Log: slog.New(slog.DiscardHandler),
+		Receive: func(batch []udp.Message) {
+			for _, m := range batch {
+				got <- string(m.Buf[:m.N])
+			}
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := again.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	confirmed := make(chan struct{}, 16)
+	net.SetHook(func(d *udptest.Datagram) udptest.Fate {
+		if d.From == b.conn.Local() && d.Payload[0] == 4 { // transport data, under the new session
+			confirmed <- struct{}{}
+		}
+		return udptest.Deliver
+	})
+	if err := again.Set(a.name, a.peer()); err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	again.Begin(a.name)
+	again.Begin("nobody")
+	<-confirmed
+	for {
+		a.send(b, "after") // until a has read the confirmation it seals for the old session
+		select {
+		case body := <-got:
+			if took := time.Since(begun); body != "after" || took > 10*time.Second {
+				t.Errorf("%q after %s", body, took)
+			}
+			return
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
 func TestSetRefusesWhatIsAnothers(t *testing.T) {
 	_, a, b := pair(t)
 	third := netip.MustParseAddrPort("192.0.2.3:51820")
