@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"encoding/json"
+	"log/slog"
 	"net/netip"
 	"testing"
 
@@ -33,7 +34,7 @@ func FuzzEvent(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w := newWorld("self", fibTable, table.New(), table.New(), noCuts{})
+		w := newWorld("self", fibTable, table.New(), table.New(), noCuts{}, newTunnels(slog.New(slog.DiscardHandler)))
 		var first, e api.Event
 		if err := json.Unmarshal([]byte(known), &first); err != nil {
 			t.Fatal(err)
