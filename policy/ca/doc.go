@@ -21,6 +21,10 @@
 // Names are path-escaped within the URI. A cell certificate without any space
 // hosts nothing.
 //
+// A fourth root, legacy, is optional and off by default. It stands for programs
+// that know nothing of these names (the vxlan-policy-agent, the silk-daemon), so
+// that there the root alone tells the role.
+//
 // Roots are made once (Create) by `tulle-policy-server init`, opened by the
 // server, and safe for concurrent use. Private keys never leave their files but
 // for signing; every key file is 0600 and no existing file is ever overwritten.

@@ -71,7 +71,7 @@ func writeNew(dir string, files map[string][]byte) (err error) {
 	for _, name := range names {
 		path := filepath.Join(dir, name)
 		mode := os.FileMode(0o644)
-		if name == rootKey || name == CellKeyFile {
+		if name == rootKey || name == CellKeyFile || name == LegacyKeyFile {
 			mode = 0o600
 		}
 		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
