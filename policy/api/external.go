@@ -75,7 +75,10 @@ func decode[T interface {
 	return ps, nil
 }
 
-// Tag is one entry of the tags list. Type is "app" for applications.
+// TypeApp is an application's type in the tags list.
+const TypeApp = "app"
+
+// Tag is one entry of the tags list. Type is TypeApp for applications.
 type Tag struct {
 	ID   policy.AppID `json:"id"`
 	Tag  string       `json:"tag"` // four upper-case hexadecimal digits
@@ -98,9 +101,24 @@ func (t Tags) MarshalJSON() ([]byte, error) {
 func NewTags(tags []AppTag) Tags {
 	list := make([]Tag, len(tags))
 	for i, t := range tags {
-		list[i] = Tag{ID: t.App, Tag: t.Tag.String(), Type: "app"}
+		list[i] = NewTag(t)
 	}
 	return Tags{Tags: list}
+}
+
+// NewTag is one tag in the API's shape.
+func NewTag(t AppTag) Tag {
+	if t.Type == "" {
+		t.Type = TypeApp
+	}
+	return Tag{ID: t.App, Tag: t.Tag.String(), Type: t.Type}
+}
+
+// TagRequest asks for the tag of an id at PathInternalTags, or makes it. Keys
+// are read in any case: the real client capitalises them.
+type TagRequest struct {
+	ID   policy.AppID `json:"id"`
+	Type string       `json:"type"`
 }
 
 // Whoami is the answer of GET …/whoami.

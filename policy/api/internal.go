@@ -13,6 +13,8 @@ const (
 	PathEndpoints = "/networking/v1/internal/cells/{name}/endpoints" // PUT EndpointsRequest -> EndpointsResponse
 	PathAck       = "/networking/v1/internal/cells/{name}/ack"       // POST Ack -> 204
 	PathWatch     = "/networking/v1/internal/watch"                  // GET ?epoch=E&revision=N -> stream of Event, NDJSON
+
+	PathInternalTags = "/networking/v1/internal/tags" // PUT TagRequest -> Tag
 )
 
 // Revision counts committed changes of the store. Commit order is revision
@@ -154,10 +156,12 @@ type Heartbeat struct {
 	Floor    Revision `json:"floor"`
 }
 
-// AppTag is an application's tag.
+// AppTag is the tag of an application, or of what has one without being an
+// application: then Type says what it is, and App is its id.
 type AppTag struct {
-	App policy.AppID `json:"app"`
-	Tag policy.Tag   `json:"tag"`
+	App  policy.AppID `json:"app"`
+	Tag  policy.Tag   `json:"tag"`
+	Type string       `json:"type,omitempty"` // "": an application
 }
 
 // Endpoint is a container as other cells know it.

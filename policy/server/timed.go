@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"time"
 
 	"tulle/policy"
@@ -23,7 +24,8 @@ func observe[T any](t *timedStore, operation string, f func() (T, error)) (T, er
 	switch {
 	case err == nil:
 	case errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrNoLease),
-		errors.Is(err, store.ErrCompacted), errors.Is(err, store.ErrTagsExhausted), errors.Is(err, context.Canceled):
+		errors.Is(err, store.ErrCompacted), errors.Is(err, store.ErrTagsExhausted),
+		errors.Is(err, store.ErrLeaseMismatch), errors.Is(err, store.ErrNotInPool), errors.Is(err, store.ErrSubnetTaken), errors.Is(err, context.Canceled):
 		result = "refused"
 	default:
 		result = "error"
@@ -57,6 +59,10 @@ func (t *timedStore) Policies(ctx context.Context, f store.Filter) ([]policy.Pol
 
 func (t *timedStore) Tags(ctx context.Context) ([]api.AppTag, error) {
 	return observe(t, "tags", func() ([]api.AppTag, error) { return t.Store.Tags(ctx) })
+}
+
+func (t *timedStore) Tag(ctx context.Context, id policy.AppID, kind string) (api.AppTag, error) {
+	return observe(t, "tag", func() (api.AppTag, error) { return t.Store.Tag(ctx, id, kind) })
 }
 
 func (t *timedStore) LastUpdated(ctx context.Context) (time.Time, error) {
@@ -109,4 +115,57 @@ func (t *timedStore) Stats(ctx context.Context) (store.Stats, error) {
 func (t *timedStore) Ping(ctx context.Context) error {
 	_, err := observe(t, "ping", func() (nothing, error) { return nothing{}, t.Store.Ping(ctx) })
 	return err
+}
+
+func (t *timedStore) SilkLeases(ctx context.Context) ([]store.SilkLease, error) {
+	return observe(t, "silk_leases", func() ([]store.SilkLease, error) { return t.Store.SilkLeases(ctx) })
+}
+
+func (t *timedStore) AcquireSilk(ctx context.Context, underlay netip.Addr, single bool) (store.SilkLease, error) {
+	return observe(t, "acquire_silk", func() (store.SilkLease, error) { return t.Store.AcquireSilk(ctx, underlay, single) })
+}
+
+func (t *timedStore) RenewSilk(ctx context.Context, l store.SilkLease) error {
+	_, err := observe(t, "renew_silk", func() (nothing, error) { return nothing{}, t.Store.RenewSilk(ctx, l) })
+	return err
+}
+
+func (t *timedStore) ReleaseSilk(ctx context.Context, underlay netip.Addr) error {
+	_, err := observe(t, "release_silk", func() (nothing, error) { return nothing{}, t.Store.ReleaseSilk(ctx, underlay) })
+	return err
+}
+
+func (t *timedStore) SecurityGroups(ctx context.Context, f store.GroupFilter) ([]policy.SecurityGroup, int64, error) {
+	type page struct {
+		groups []policy.SecurityGroup
+		next   int64
+	}
+	p, err := observe(t, "security_groups", func() (p page, err error) {
+		p.groups, p.next, err = t.Store.SecurityGroups(ctx, f)
+		return p, err
+	})
+	return p.groups, p.next, err
+}
+
+func (t *timedStore) SecurityGroup(ctx context.Context, guid string) (policy.SecurityGroup, error) {
+	return observe(t, "security_group", func() (policy.SecurityGroup, error) { return t.Store.SecurityGroup(ctx, guid) })
+}
+
+func (t *timedStore) PutSecurityGroup(ctx context.Context, g policy.SecurityGroup) error {
+	_, err := observe(t, "put_security_group", func() (nothing, error) { return nothing{}, t.Store.PutSecurityGroup(ctx, g) })
+	return err
+}
+
+func (t *timedStore) DeleteSecurityGroup(ctx context.Context, guid string) error {
+	_, err := observe(t, "delete_security_group", func() (nothing, error) { return nothing{}, t.Store.DeleteSecurityGroup(ctx, guid) })
+	return err
+}
+
+func (t *timedStore) ReplaceSecurityGroups(ctx context.Context, gs []policy.SecurityGroup) error {
+	_, err := observe(t, "replace_security_groups", func() (nothing, error) { return nothing{}, t.Store.ReplaceSecurityGroups(ctx, gs) })
+	return err
+}
+
+func (t *timedStore) SecurityGroupsUpdated(ctx context.Context) (time.Time, error) {
+	return observe(t, "security_groups_updated", func() (time.Time, error) { return t.Store.SecurityGroupsUpdated(ctx) })
 }

@@ -60,6 +60,10 @@ type Store interface {
 	RemovePolicies(ctx context.Context, ps []policy.Policy) (api.Revision, error)
 	Policies(ctx context.Context, f Filter) ([]policy.Policy, error)
 	Tags(ctx context.Context) ([]api.AppTag, error)
+	// Tag is the tag of an id of the given type ("" is an application's), which
+	// gets one unless it has it. ErrConflict when the id is of another type,
+	// ErrTagsExhausted.
+	Tag(ctx context.Context, id policy.AppID, kind string) (api.AppTag, error)
 	// LastUpdated is the time of the last create or delete of policies.
 	LastUpdated(ctx context.Context) (time.Time, error)
 
@@ -88,6 +92,9 @@ type Store interface {
 	SetEndpoints(ctx context.Context, cell string, r api.EndpointsRequest) (api.EndpointsResponse, error)
 	// Endpoints lists all, by cell and container, with the revision they were read at.
 	Endpoints(ctx context.Context) (api.Endpoints, error)
+
+	SilkStore
+	SecurityGroupStore
 
 	// Apps is the registry, by org, space and name.
 	Apps(ctx context.Context) ([]App, error)

@@ -25,7 +25,7 @@ func (d *db) AddPolicies(ctx context.Context, ps []policy.Policy) (api.Revision,
 			}
 			t.delta.PoliciesAdded = append(t.delta.PoliciesAdded, api.FromDomain(p))
 			for _, app := range []policy.AppID{p.Source, p.Destination} {
-				if err := t.assignTag(app, len(ps)); err != nil {
+				if _, err := t.assignTag(api.AppTag{App: app}, len(ps)); err != nil {
 					return err
 				}
 			}
@@ -74,22 +74,22 @@ func (t *tx) touchPolicies(n int) error {
 	return t.exec(`UPDATE meta SET policies_updated = CASE WHEN policies_updated < ?1 THEN ?1 ELSE policies_updated + 1 END`, t.now.UnixMicro())
 }
 
-// assignTag gives the app the lowest free tag unless it has one. need is how
-// many policies the request has, which bounds how many tags it can take.
-func (t *tx) assignTag(app policy.AppID, need int) error {
-	var tag policy.Tag
-	if has, err := found(t.row(&tag, `SELECT tag FROM tags WHERE app = ?`, app)); has || err != nil {
-		return err
+// assignTag gives the app, or what else a names, the lowest free tag unless it
+// has one. need is how many policies the request has, which bounds how many tags
+// it can take.
+func (t *tx) assignTag(a api.AppTag, need int) (policy.Tag, error) {
+	tag, err := t.tagOf(a)
+	if tag != policy.NoTag || err != nil {
+		return tag, err
 	}
 	if t.next == 0 {
-		var err error
 		t.free, err = list(t.ctx, t, func(r *sql.Rows, tag *policy.Tag) error { return r.Scan(tag) },
 			`SELECT tag FROM tags WHERE app IS NULL AND free_at <= ? ORDER BY tag LIMIT ?`, t.now.UnixMicro(), 2*need)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if err := t.row(&t.next, `SELECT coalesce(max(tag), 0) + 1 FROM tags`); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	switch {
@@ -99,10 +99,12 @@ func (t *tx) assignTag(app policy.AppID, need int) error {
 		tag = t.next
 		t.next++
 	default:
-		return store.ErrTagsExhausted
+		return 0, store.ErrTagsExhausted
 	}
-	t.delta.TagsSet = append(t.delta.TagsSet, api.AppTag{App: app, Tag: tag})
-	return t.exec(`INSERT INTO tags (tag, app) VALUES (?, ?) ON CONFLICT (tag) DO UPDATE SET app = excluded.app`, tag, app)
+	a.Tag = tag
+	t.delta.TagsSet = append(t.delta.TagsSet, a)
+	return tag, t.exec(`INSERT INTO tags (tag, app, type) VALUES (?, ?, ?)
+		ON CONFLICT (tag) DO UPDATE SET app = excluded.app, type = excluded.type`, tag, a.App, tagType(a.Type))
 }
 
 // releaseTag takes the app's tag when no policy names the app any more. The tag
@@ -175,8 +177,13 @@ func (d *db) Tags(ctx context.Context) ([]api.AppTag, error) {
 }
 
 func listTags(ctx context.Context, q querier) ([]api.AppTag, error) {
-	return list(ctx, q, func(r *sql.Rows, t *api.AppTag) error { return r.Scan(&t.App, &t.Tag) },
-		`SELECT app, tag FROM tags WHERE app IS NOT NULL ORDER BY tag`)
+	return list(ctx, q, func(r *sql.Rows, t *api.AppTag) error {
+		err := r.Scan(&t.App, &t.Tag, &t.Type)
+		if t.Type == api.TypeApp {
+			t.Type = ""
+		}
+		return err
+	}, `SELECT app, tag, type FROM tags WHERE app IS NOT NULL ORDER BY tag`)
 }
 
 func (d *db) LastUpdated(ctx context.Context) (time.Time, error) {

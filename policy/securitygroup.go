@@ -1,0 +1,132 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// SecurityGroup says which addresses outside the overlay the containers of some
+// spaces may reach. A default group holds for every space.
+type SecurityGroup struct {
+	GUID           string
+	Name           string
+	Rules          []SecurityRule
+	StagingDefault bool
+	RunningDefault bool
+	StagingSpaces  []string // GUIDs
+	RunningSpaces  []string
+}
+
+// SecurityRule allows what goes to Destination: addresses, prefixes and ranges
+// ("10.0.0.1", "10.0.0.0/24", "10.0.0.1-10.0.0.9"), separated by commas. Ports
+// (tcp, udp) are ports and ranges, separated by commas; Type and Code are ICMP's,
+// -1 being any. The JSON is that of the original's rules, all fields present.
+type SecurityRule struct {
+	Protocol    string `json:"protocol"` // tcp, udp, icmp or all
+	Destination string `json:"destination"`
+	Ports       string `json:"ports"`
+	Type        int    `json:"type"`
+	Code        int    `json:"code"`
+	Description string `json:"description"`
+	Log         bool   `json:"log"`
+}
+
+// Check names the first field that breaks the format, with its value
+// (reference: data-plane, 7.3).
+func (r SecurityRule) Check() error {
+	switch r.Protocol {
+	case "tcp", "udp":
+		if err := checkPorts(r.Ports); err != nil {
+			return fmt.Errorf("ports %q: %w", r.Ports, err)
+		}
+	case "icmp", "all":
+		if r.Ports != "" {
+			return fmt.Errorf("ports %q: protocol %s has none", r.Ports, r.Protocol)
+		}
+	default:
+		return fmt.Errorf("protocol %q: must be tcp, udp, icmp or all", r.Protocol)
+	}
+	for _, f := range []struct {
+		name  string
+		value int
+	}{{"type", r.Type}, {"code", r.Code}} {
+		switch {
+		case r.Protocol != "icmp" && f.value != 0:
+			return fmt.Errorf("%s %d: protocol %s has none", f.name, f.value, r.Protocol)
+		case f.value < -1 || f.value > 255:
+			return fmt.Errorf("%s %d: must be -1 (any) to 255", f.name, f.value)
+		}
+	}
+	if err := checkDestination(r.Destination); err != nil {
+		return fmt.Errorf("destination %q: %w", r.Destination, err)
+	}
+	return nil
+}
+
+func checkDestination(list string) error {
+	if list == "" {
+		return errors.New("is missing")
+	}
+	for part := range strings.SplitSeq(list, ",") {
+		if err := checkAddresses(part); err != nil {
+			return fmt.Errorf("%q %w", part, err)
+		}
+	}
+	return nil
+}
+
+func checkAddresses(s string) error {
+	if first, last, isRange := strings.Cut(s, "-"); isRange {
+		a, aErr := netip.ParseAddr(first)
+		b, bErr := netip.ParseAddr(last)
+		switch {
+		case aErr != nil || bErr != nil || !a.Is4() || !b.Is4():
+			return errors.New("is not a range of IPv4 addresses")
+		case b.Less(a):
+			return errors.New("starts behind its end")
+		}
+		return nil
+	}
+	if p, err := netip.ParsePrefix(s); err == nil && p.Addr().Is4() {
+		return nil
+	}
+	if a, err := netip.ParseAddr(s); err == nil && a.Is4() {
+		return nil
+	}
+	return errors.New("is not an IPv4 address, a CIDR or a range, without blanks")
+}
+
+func checkPorts(list string) error {
+	if list == "" {
+		return errors.New("is missing")
+	}
+	for part := range strings.SplitSeq(list, ",") {
+		first, last, isRange := strings.Cut(part, "-")
+		if !isRange {
+			last = first
+		}
+		start, err := checkPort(first)
+		if err != nil {
+			return fmt.Errorf("%q %w", part, err)
+		}
+		end, err := checkPort(last)
+		if err != nil {
+			return fmt.Errorf("%q %w", part, err)
+		}
+		if start > end {
+			return fmt.Errorf("%q starts behind its end", part)
+		}
+	}
+	return nil
+}
+
+func checkPort(s string) (int, error) {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 || n > 65535 || s[0] == '+' {
+		return 0, errors.New("is not a port from 1 to 65535, a range or a list of these, without blanks")
+	}
+	return n, nil
+}
