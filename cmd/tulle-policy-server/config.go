@@ -27,6 +27,7 @@ const configFile = "config.yaml"
 type config struct {
 	External            string        `yaml:"external"`             // host:port of the external API
 	Internal            string        `yaml:"internal"`             // host:port of the internal API, mutual TLS
+	Legacy              string        `yaml:"legacy"`               // host:port of the lease API of silk cells; "": off, and no legacy client is let in
 	Metrics             string        `yaml:"metrics"`              // host:port; "": off
 	Database            string        `yaml:"database"`             // the SQLite file, or a postgres:// URL
 	DatabaseConnections int           `yaml:"database_connections"` // to PostgreSQL, at most
@@ -116,8 +117,8 @@ func loadConfig(path string) (*config, error) {
 // Validate names what is wrong, all of it.
 func (c *config) Validate() error {
 	var errs []error
-	for key, address := range map[string]string{"external": c.External, "internal": c.Internal, "metrics": c.Metrics} {
-		if key == "metrics" && address == "" {
+	for key, address := range map[string]string{"external": c.External, "internal": c.Internal, "legacy": c.Legacy, "metrics": c.Metrics} {
+		if (key == "legacy" || key == "metrics") && address == "" {
 			continue
 		}
 		if _, _, err := net.SplitHostPort(address); err != nil {

@@ -37,7 +37,7 @@ func initCommand(p *place) *cobra.Command {
 				return &usageError{fmt.Errorf("--network: %w", err)}
 			}
 			c.Network = prefix
-			for _, h := range append(hosts, hostOf(c.Internal)...) {
+			for _, h := range slices.Concat(hosts, hostOf(c.Internal), hostOf(c.Legacy)) {
 				if !slices.Contains(c.Hosts, h) {
 					c.Hosts = append(c.Hosts, h)
 				}
@@ -59,6 +59,8 @@ func initCommand(p *place) *cobra.Command {
 	f.StringVar(&c.Database, "database", c.Database, "the SQLite file, or a postgres:// URL")
 	f.StringVar(&c.External, "external", c.External, "host:port of the external API")
 	f.StringVar(&c.Internal, "internal", c.Internal, "host:port of the internal API")
+	f.StringVar(&c.Legacy, "legacy", "", "host:port of the lease API of silk cells; makes the legacy root ("+legacyAddress+" where none is given)")
+	f.Lookup("legacy").NoOptDefVal = legacyAddress
 	f.StringVar(&c.Metrics, "metrics", c.Metrics, "host:port of the metrics")
 	f.StringSliceVar(&hosts, "host", nil, "another name or address that cells reach the server by")
 	return cmd
@@ -96,6 +98,11 @@ func initialise(dir string, c *config) (err error) {
 	made = append(made, pki)
 	if _, err := ca.Create(pki); err != nil {
 		return err
+	}
+	if c.Legacy != "" {
+		if _, err := ca.CreateLegacy(pki); err != nil {
+			return err
+		}
 	}
 	text, entry := auth.NewToken("admin", auth.Admin)
 	tokens, err := auth.EncodeTokens([]auth.Token{entry})
@@ -140,6 +147,7 @@ func (c *config) file() ([]byte, error) {
 	}{
 		{"external", c.External, "host:port of the API for users"},
 		{"internal", c.Internal, "host:port of the API for cells"},
+		{"legacy", c.Legacy, "host:port of the lease API of silk cells; \"\": off, and no legacy client is let in anywhere"},
 		{"metrics", c.Metrics, "host:port of /metrics; \"\" switches it off"},
 		{"hosts", c.Hosts, "names and addresses that cells reach the internal API by"},
 		{"database", c.Database, "paths are relative to this file"},

@@ -52,6 +52,15 @@ func serve(ctx context.Context, p *place, stdout, stderr io.Writer) (err error) 
 		}
 		external = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
 	}
+	legacy, err := c.legacyRoot()
+	if err != nil {
+		return err
+	}
+	internal := ca.ServerTLS(roots.Cells, certificate)
+	var leases *tls.Config
+	if legacy != nil {
+		internal, leases = ca.InternalTLS(roots.Cells, legacy, certificate), ca.LegacyTLS(legacy, certificate)
+	}
 	// From here on the machine is touched.
 	release, err := c.claimState()
 	if err != nil {
@@ -67,7 +76,9 @@ func serve(ctx context.Context, p *place, stdout, stderr io.Writer) (err error) 
 		Store: s, Auth: who, Directory: directory,
 		SelfService: c.SelfService, CleanupEvery: time.Duration(c.PolicyCleanupInterval) * time.Minute,
 		ExternalAddress: c.External, ExternalTLS: external,
-		InternalAddress: c.Internal, InternalTLS: ca.ServerTLS(roots.Cells, certificate),
+		InternalAddress: c.Internal, InternalTLS: internal,
+		InternalOptions: server.InternalOptions{Legacy: legacy},
+		LegacyAddress:   c.Legacy, LegacyTLS: leases,
 		Meter: metrics.New(), MetricsAddress: c.Metrics,
 		AdminSocket: c.adminSocket(),
 		MaxPolicies: c.MaxPolicies, AllowedCORSDomains: c.AllowedCORSDomains,

@@ -42,6 +42,10 @@ func (s *Server) external() http.Handler {
 		{http.MethodGet, api.PathApps, "apps", s.authorised(s.apps, policies...)},
 		{http.MethodGet, api.PathCells, "cells", s.authorised(s.cells, cells...)},
 		{http.MethodGet, api.PathAllEndpoints, "endpoints", s.authorised(s.endpoints, policies...)},
+		{http.MethodGet, api.PathSecurityGroups, "security_groups", s.authorised(s.securityGroups, admin...)},
+		{http.MethodGet, api.PathSecurityGroup, "security_group", s.authorised(s.securityGroup, admin...)},
+		{http.MethodPut, api.PathSecurityGroup, "put_security_group", s.authorised(s.putSecurityGroup, admin...)},
+		{http.MethodDelete, api.PathSecurityGroup, "delete_security_group", s.authorised(s.deleteSecurityGroup, admin...)},
 	}
 	var paths []string
 	methods := map[string][]string{}

@@ -30,6 +30,7 @@ const (
 type Internal struct {
 	store        store.Store
 	hub          *hub.Hub
+	legacy       *ca.Authority // nil: no legacy client is let in
 	router       *mux.Router
 	writeTimeout time.Duration
 	log          *slog.Logger
@@ -40,6 +41,7 @@ var _ InternalAPI = (*Internal)(nil)
 // InternalOptions of NewInternal. Zero values are the defaults.
 type InternalOptions struct {
 	Hub          hub.Options
+	Legacy       *ca.Authority // whose clients read policies and security groups; nil: none
 	WriteTimeout time.Duration // a watching cell that takes no byte for so long is dropped; 30 s
 	Log          *slog.Logger
 }
@@ -64,15 +66,18 @@ func NewInternal(ctx context.Context, s store.Store, opt InternalOptions) (*Inte
 	if err != nil {
 		return nil, err
 	}
-	in := &Internal{store: s, hub: h, writeTimeout: opt.WriteTimeout, log: opt.Log}
+	in := &Internal{store: s, hub: h, legacy: opt.Legacy, writeTimeout: opt.WriteTimeout, log: opt.Log}
 	in.router = mux.NewRouter()
 	in.router.HandleFunc(api.PathLease, in.ofCell(in.putLease)).Methods(http.MethodPut)
 	in.router.HandleFunc(api.PathLease, in.ofCell(in.deleteLease)).Methods(http.MethodDelete)
 	in.router.HandleFunc(api.PathEndpoints, in.ofCell(in.putEndpoints)).Methods(http.MethodPut)
 	in.router.HandleFunc(api.PathAck, in.ofCell(in.postAck)).Methods(http.MethodPost)
 	in.router.HandleFunc(api.PathWatch, in.ofCell(in.getWatch)).Methods(http.MethodGet)
-	in.router.HandleFunc(pathInternalPolicies, in.ofCell(in.getPolicies)).Methods(http.MethodGet)
-	in.router.HandleFunc(pathInternalLastUpdated, in.ofCell(in.getLastUpdated)).Methods(http.MethodGet)
+	in.router.HandleFunc(pathInternalPolicies, in.ofReader(in.getPolicies)).Methods(http.MethodGet)
+	in.router.HandleFunc(pathInternalLastUpdated, in.ofReader(in.getLastUpdated)).Methods(http.MethodGet)
+	in.router.HandleFunc(api.PathInternalGroups, in.ofReader(in.getSecurityGroups)).Methods(http.MethodGet)
+	in.router.HandleFunc(api.PathInternalGroupsUpdated, in.ofReader(in.getGroupsUpdated)).Methods(http.MethodGet)
+	in.router.HandleFunc(api.PathInternalTags, in.ofReader(in.putTag)).Methods(http.MethodPut)
 	return in, nil
 }
 
@@ -118,15 +123,14 @@ func (in *Internal) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 type cellHandler func(w http.ResponseWriter, r *http.Request, cell ca.Peer) error
 
 // ofCell finds out which cell asks. A name in the path must be the one in the
-// certificate, which must still be valid: a connection may outlive it.
+// certificate.
 func (in *Internal) ofCell(handle cellHandler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		cell, err := ca.PeerOf(r.TLS, ca.RoleCell)
+		cell, err := in.client(r)
 		switch name, named := mux.Vars(r)["name"]; {
 		case err != nil:
-			err = forbidden(err.Error())
-		case time.Now().After(r.TLS.PeerCertificates[0].NotAfter):
-			err = forbidden("the certificate of cell " + cell.Name + " has expired")
+		case cell.Role != ca.RoleCell:
+			err = forbidden("a certificate of the legacy root may only read policies and security groups, and ask for tags")
 		case named && name != cell.Name:
 			err = forbidden("the certificate is of cell " + cell.Name + ", not of " + name)
 		default:
@@ -136,6 +140,45 @@ func (in *Internal) ofCell(handle cellHandler) http.HandlerFunc {
 			in.refuse(w, r, cell, err)
 		}
 	}
+}
+
+// ofReader serves cells and clients of the legacy root alike: what any agent of
+// the original asks.
+func (in *Internal) ofReader(handle cellHandler) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		client, err := in.client(r)
+		if err == nil {
+			err = handle(w, r, client)
+		}
+		if err != nil {
+			in.refuse(w, r, client, err)
+		}
+	}
+}
+
+// client is who asks. The certificate must still be valid: a connection may
+// outlive it.
+func (in *Internal) client(r *http.Request) (ca.Peer, error) {
+	if in.legacy.Issued(r.TLS) {
+		p := ca.Peer{Role: ca.RoleLegacy, Name: r.TLS.PeerCertificates[0].Subject.CommonName}
+		return p, unexpired(r, p)
+	}
+	p, err := ca.PeerOf(r.TLS, ca.RoleCell)
+	if err != nil {
+		return p, forbidden(err.Error())
+	}
+	return p, unexpired(r, p)
+}
+
+func unexpired(r *http.Request, p ca.Peer) error {
+	if !time.Now().After(r.TLS.PeerCertificates[0].NotAfter) {
+		return nil
+	}
+	kind := "cell "
+	if p.Role != ca.RoleCell {
+		kind = string(p.Role) + " client "
+	}
+	return forbidden("the certificate of " + kind + p.Name + " has expired")
 }
 
 // httpStatus is an answer that is not 2xx, with its text for the client and

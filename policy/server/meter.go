@@ -12,7 +12,7 @@ import (
 // Meter takes the server's numbers; package metrics is the one for Prometheus.
 // Methods are safe for concurrent use and do not block.
 type Meter interface {
-	// Request is told of every answer: the API (external, internal, admin), the
+	// Request is told of every answer: the API (external, internal, legacy, admin), the
 	// handler, from a fixed list, and the status.
 	Request(api, handler string, status int, took time.Duration)
 	// Operation is told of every operation of the store; result is ok, refused
@@ -34,8 +34,31 @@ func internalHandler(path string) string {
 		return HandlerWatch
 	}
 	switch last := path[strings.LastIndexByte(path, '/')+1:]; last {
-	case "lease", "endpoints", "ack", "policies", "policies_last_updated":
+	case "lease", "endpoints", "ack", "policies", "policies_last_updated", "tags",
+		"security_groups", "security_groups_last_updated":
 		return last
+	}
+	return "other"
+}
+
+// instrumentSilk counts and times the lease API's requests.
+func (s *Server) instrumentSilk(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.instrument("legacy", silkHandler(r.URL.Path), h).ServeHTTP(w, r)
+	})
+}
+
+// silkHandler names the handler of a path of the lease API.
+func silkHandler(path string) string {
+	switch path {
+	case api.PathSilkLeases:
+		return "leases"
+	case api.PathSilkAcquire:
+		return "acquire"
+	case api.PathSilkRenew:
+		return "renew"
+	case api.PathSilkRelease:
+		return "release"
 	}
 	return "other"
 }

@@ -30,6 +30,8 @@ type Options struct {
 	InternalAddress string
 	InternalTLS     *tls.Config     // needed
 	InternalOptions InternalOptions // Log is the server's
+	LegacyAddress   string          // of the lease API of silk cells; "": not served
+	LegacyTLS       *tls.Config     // needed with LegacyAddress
 	Meter           Meter           // nil: nobody counts
 	MetricsAddress  string          // "": not served
 	AdminSocket     string          // path; "": none
@@ -67,6 +69,7 @@ type site struct {
 type Addresses struct {
 	External string `json:"external"`
 	Internal string `json:"internal"`
+	Legacy   string `json:"legacy,omitempty"`
 	Metrics  string `json:"metrics,omitempty"`
 	Admin    string `json:"admin,omitempty"` // path of the admin socket
 }
@@ -135,6 +138,15 @@ func (s *Server) listen(ctx context.Context) error {
 	if err := tcp("internal", s.options.InternalAddress, internal); err != nil {
 		return err
 	}
+	if s.options.LegacyAddress != "" {
+		if s.options.LegacyTLS == nil {
+			return errors.New("lease API: no TLS configuration")
+		}
+		silk := s.httpServer(s.instrumentSilk(NewSilk(s.store, s.log)), s.options.LegacyTLS)
+		if err := tcp("legacy", s.options.LegacyAddress, silk); err != nil {
+			return err
+		}
+	}
 	if s.options.Meter != nil && s.options.MetricsAddress != "" {
 		mux := http.NewServeMux()
 		mux.Handle("GET /metrics", s.options.Meter.Handler())
@@ -179,6 +191,8 @@ func (s *Server) Addresses() Addresses {
 			a.External = address
 		case "internal":
 			a.Internal = address
+		case "legacy":
+			a.Legacy = address
 		case "metrics":
 			a.Metrics = address
 		case "admin":
