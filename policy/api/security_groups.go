@@ -6,7 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
+	"strings"
+	"unicode/utf8"
 
 	"tulle/policy"
 )
@@ -80,8 +81,10 @@ func DecodeSecurityGroup(guid string, body []byte) (policy.SecurityGroup, error)
 	switch {
 	case g.GUID != "" && g.GUID != guid:
 		return g, fmt.Errorf("guid %q: is not the path's %q", g.GUID, guid)
-	case g.Name == "":
-		return g, errors.New("name: is missing")
+	case !isText(guid):
+		return g, fmt.Errorf("guid %q: is empty or no text", guid)
+	case !isText(g.Name):
+		return g, fmt.Errorf("name %q: is empty or no text", g.Name)
 	}
 	g.GUID = guid
 	for i, r := range in.Rules {
@@ -103,14 +106,22 @@ func DecodeSecurityGroup(guid string, body []byte) (policy.SecurityGroup, error)
 		}
 		g.Rules = append(g.Rules, rule)
 	}
-	if i := slices.Index(g.StagingSpaces, ""); i >= 0 {
-		return g, fmt.Errorf("staging_space_guids[%d]: is empty", i)
-	}
-	if i := slices.Index(g.RunningSpaces, ""); i >= 0 {
-		return g, fmt.Errorf("running_space_guids[%d]: is empty", i)
+	for _, f := range []struct {
+		name   string
+		values []string
+	}{{"staging_space_guids", g.StagingSpaces}, {"running_space_guids", g.RunningSpaces}} {
+		for i, v := range f.values {
+			if !isText(v) {
+				return g, fmt.Errorf("%s[%d]: %q is empty or no text", f.name, i, v)
+			}
+		}
 	}
 	return g, nil
 }
+
+// isText reports whether every database can hold s, and there is something to
+// hold.
+func isText(s string) bool { return s != "" && utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
 
 // PolledGroup is a group as agents poll it: the rules are a string that holds
 // their JSON, which is also a valid Go string literal, as agents unquote it.

@@ -55,9 +55,10 @@ func TestSecurityGroupRefusalsNameTheFault(t *testing.T) {
 		{"an unknown key", `{"name":"a","colour":1}`, `security group: json: unknown field "colour"`},
 		{"an unknown key of a rule", `{"name":"a","rules":[{"proto":"tcp"}]}`, `security group: json: unknown field "proto"`},
 		{"another guid", `{"name":"a","guid":"g2"}`, `guid "g2": is not the path's "g1"`},
-		{"no name", `{}`, "name: is missing"},
-		{"an empty space", `{"name":"a","running_space_guids":["s",""]}`, "running_space_guids[1]: is empty"},
-		{"an empty staging space", `{"name":"a","staging_space_guids":[""]}`, "staging_space_guids[0]: is empty"},
+		{"no name", `{}`, `name "": is empty or no text`},
+		{"a name that is no text", `{"name":"a\u0000"}`, `name "a\x00": is empty or no text`},
+		{"an empty space", `{"name":"a","running_space_guids":["s",""]}`, `running_space_guids[1]: "" is empty or no text`},
+		{"an empty staging space", `{"name":"a","staging_space_guids":[""]}`, `staging_space_guids[0]: "" is empty or no text`},
 		{"one bad rule of three", `{"name":"a","rules":[` + good + `,{"protocol":"udp","destination":"10.0.0.300","ports":"53"},` + good + `]}`,
 			`rules[1]: destination "10.0.0.300": "10.0.0.300" is not an IPv4 address, a CIDR or a range, without blanks`},
 		{"icmp without a code", `{"name":"a","rules":[{"protocol":"icmp","destination":"10.0.0.1","type":8}]}`,
@@ -68,6 +69,9 @@ func TestSecurityGroupRefusalsNameTheFault(t *testing.T) {
 		if err := json.Unmarshal([]byte(got.Body), &answer); err != nil || got.Status != 400 || answer.Error != tt.want {
 			t.Errorf("%s: %d %s\nwant 400 %q", tt.name, got.Status, got.Body, tt.want)
 		}
+	}
+	if got := w.call("PUT", groups+"/%ff", w.admin, `{"name":"a"}`); got.Status != 400 || !strings.Contains(got.Body, "is empty or no text") {
+		t.Errorf("a path that is no text: %d %s", got.Status, got.Body)
 	}
 	w.expect("nothing was stored", w.call("GET", groups, w.admin, ""), 200, `{"security_groups":[]}`)
 }
