@@ -26,7 +26,7 @@ var layers = [][]string{
 	{"policy/cc/cctest"},
 	{"overlay/tun/tuntest", "overlay/udp/udptest", "overlay/netcfg/nstest", "policy/store", "policy/store/pgtest", "policy/client", "overlay/control"},
 	{"policy/store/sqlstore"},
-	{"policy/store/sqlite", "policy/store/postgres", "policy/store/storetest", "policy/hub", "overlay/datapath", "overlay/endpoint", "overlay/holder", "overlay/wireguard", "cni/netconf", "overlay/contain", "cmd/internal/promtest"},
+	{"policy/store/sqlite", "policy/store/postgres", "policy/store/storetest", "policy/hub", "policy/asgsync", "overlay/datapath", "overlay/endpoint", "overlay/holder", "overlay/wireguard", "cni/netconf", "overlay/contain", "cmd/internal/promtest"},
 	{"policy/server", "overlay", "cni"},
 	{"cni/internal/cnitest"},
 	{"policy/server/metrics", "cmd/tulle/internal/cli", "cmd/tulle/internal/echo", "cmd/tulle/internal/run"},

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"tulle/cmd/internal/conf"
+	"tulle/policy/asgsync"
 	"tulle/policy/auth/uaa"
 	"tulle/policy/cc"
 	"tulle/policy/lease"
@@ -58,6 +59,12 @@ type config struct {
 	CCTimeout             time.Duration `yaml:"cc_timeout"`                          // of a request
 	SkipSSLValidation     bool          `yaml:"skip_ssl_validation"`                 // of the UAA's and the Cloud Controller's certificates
 	SelfService           bool          `yaml:"enable_space_developer_self_service"` // space developers need no scope
+	CCInternalURL         string        `yaml:"cc_internal_url"`                     // https://host:port; "": security groups are managed here
+	CCInternalCACert      string        `yaml:"cc_internal_ca_cert"`                 // file, PEM; "": the machine's roots
+	CCInternalClientCert  string        `yaml:"cc_internal_client_cert"`             // file, PEM
+	CCInternalClientKey   string        `yaml:"cc_internal_client_key"`              // file, PEM
+	ASGPollInterval       int           `yaml:"asg_poll_interval_seconds"`           // between two looks at the security groups
+	RetryDeadline         int           `yaml:"retry_deadline_seconds"`              // groups not synced for longer are an error in the log
 	PolicyCleanupInterval int           `yaml:"policy_cleanup_interval"`             // minutes
 }
 
@@ -74,6 +81,7 @@ func defaults() *config {
 		Network: netip.MustParsePrefix("10.255.0.0/16"), LeaseBits: 24, LeaseLifetime: 168 * time.Hour,
 		MaxPolicies: server.DefaultMaxPolicies, LogLevel: slog.LevelInfo,
 		UAAClient: "network-policy", UAATimeout: uaa.DefaultTimeout, UAAVerification: verifyByUAA,
+		ASGPollInterval: int(asgsync.DefaultInterval / time.Second), RetryDeadline: int(asgsync.DefaultRetryDeadline / time.Second),
 		CCTimeout: cc.DefaultTimeout, PolicyCleanupInterval: int(server.DefaultCleanupEvery / time.Minute),
 	}
 }
@@ -101,7 +109,8 @@ func loadConfig(path string) (*config, error) {
 	if c.ExternalTLS != nil {
 		paths = append(paths, &c.ExternalTLS.Cert, &c.ExternalTLS.Key)
 	}
-	for _, p := range []*string{&c.UAACA, &c.UAASecretFile, &c.CCCACert} {
+	for _, p := range []*string{&c.UAACA, &c.UAASecretFile, &c.CCCACert,
+		&c.CCInternalCACert, &c.CCInternalClientCert, &c.CCInternalClientKey} {
 		if *p != "" {
 			paths = append(paths, p)
 		}
@@ -150,7 +159,7 @@ func (c *config) Validate() error {
 	if c.ExternalTLS != nil && (c.ExternalTLS.Cert == "" || c.ExternalTLS.Key == "") {
 		errs = append(errs, conf.Bad("external_tls", "needs cert and key"))
 	}
-	return errors.Join(append(errs, c.validateFoundation()...)...)
+	return errors.Join(slices.Concat(errs, c.validateFoundation(), c.validateASGs())...)
 }
 
 func (c *config) lease() store.LeaseConfig {

@@ -99,36 +99,37 @@ func checkURL(text string) error {
 }
 
 // foundation makes of the configuration who says whose a token is and, in a
-// Cloud Foundry, who develops what; without one the tokens file alone counts.
-func (c *config) foundation(log *slog.Logger) (auth.Authenticator, server.Directory, error) {
+// Cloud Foundry, who develops what and the server's own tokens; without one the
+// tokens file alone counts.
+func (c *config) foundation(log *slog.Logger) (auth.Authenticator, server.Directory, *uaa.Client, error) {
 	if c.UAAURL == "" {
 		tokens, err := auth.OpenTokens(c.Tokens, log)
-		return tokens, nil, err
+		return tokens, nil, nil, err
 	}
 	secret, err := os.ReadFile(c.UAASecretFile)
 	if err != nil {
-		return nil, nil, fmt.Errorf("uaa_client_secret_file: %w", err)
+		return nil, nil, nil, fmt.Errorf("uaa_client_secret_file: %w", err)
 	}
 	uaaHTTP, err := c.trusting(c.UAACA)
 	if err != nil {
-		return nil, nil, fmt.Errorf("uaa_ca: %w", err)
+		return nil, nil, nil, fmt.Errorf("uaa_ca: %w", err)
 	}
 	ccHTTP, err := c.trusting(c.CCCACert)
 	if err != nil {
-		return nil, nil, fmt.Errorf("cc_ca_cert: %w", err)
+		return nil, nil, nil, fmt.Errorf("cc_ca_cert: %w", err)
 	}
 	client := uaa.New(uaa.Options{URL: c.uaaAddress(), ID: c.UAAClient, Secret: strings.TrimRight(string(secret), "\r\n"),
 		HTTP: uaaHTTP, Timeout: c.UAATimeout, Log: log})
 	var who auth.Authenticator = client
 	if c.UAAVerification == verifyByKeys {
 		if who, err = uaa.NewVerifier(client, c.UAAIssuer, c.audience()); err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 	}
 	if c.SkipSSLValidation {
 		log.Warn("skip_ssl_validation: whoever answers is taken for the UAA and the Cloud Controller")
 	}
-	return who, cc.New(cc.Options{URL: c.CCURL, Tokens: client, HTTP: ccHTTP, Timeout: c.CCTimeout}), nil
+	return who, cc.New(cc.Options{URL: c.CCURL, Tokens: client, HTTP: ccHTTP, Timeout: c.CCTimeout}), client, nil
 }
 
 // audience is whom tokens must be for. A UAA names there what the token's scopes

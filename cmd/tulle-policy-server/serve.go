@@ -40,7 +40,7 @@ func serve(ctx context.Context, p *place, stdout, stderr io.Writer) (err error) 
 	if err != nil {
 		return fmt.Errorf("server certificate: %w", err)
 	}
-	who, directory, err := c.foundation(log)
+	who, directory, own, err := c.foundation(log)
 	if err != nil {
 		return err
 	}
@@ -72,6 +72,10 @@ func serve(ctx context.Context, p *place, stdout, stderr io.Writer) (err error) 
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
+	groups, err := c.syncer(own, s, log)
+	if err != nil {
+		return err
+	}
 	srv, err := server.New(ctx, server.Options{
 		Store: s, Auth: who, Directory: directory,
 		SelfService: c.SelfService, CleanupEvery: time.Duration(c.PolicyCleanupInterval) * time.Minute,
@@ -100,7 +104,7 @@ func serve(ctx context.Context, p *place, stdout, stderr io.Writer) (err error) 
 		return errors.Join(err, srv.Close())
 	}
 	log.Info("ready", "external", srv.Addresses().External, "internal", srv.Addresses().Internal, "epoch", s.Epoch(), "revision", stats.Revision)
-	err = srv.Run(ctx)
+	err = beside(ctx, groups, srv.Run)
 	log.Info("stopped")
 	return err
 }
