@@ -195,7 +195,7 @@ var silkTests = map[string]func(*testing.T, Open){
 		f.lease("c2", at("192.0.2.2:40001")) // silk knows one port for all
 		f.lease("c3", at("[2001:db8::1]:4789"))
 		wg := at("192.0.2.3:4789")
-		wg.Mode = api.ModeWireGuard
+		wg.Mode, wg.Key, wg.WireGuardPort = api.ModeWireGuard, api.TunnelKey{4}, api.DefaultWireGuardPort
 		f.lease("c4", wg)
 		l := f.acquire("192.0.2.11", false)
 		same(t, "leases", f.silkLeases(), []store.SilkLease{{Underlay: netip.MustParseAddr("192.0.2.1"), Subnet: reached.Subnet}, l})
