@@ -159,8 +159,9 @@ func (h *Hub) movedLocked(name string) {
 }
 
 // floorsMovedLocked notes that the cell progressed, which may move the floors of
-// those that it is related to.
+// those that it is related to, and is what receipts wait for.
 func (h *Hub) floorsMovedLocked(name string) {
+	h.settleLocked(name)
 	h.moved[name] = struct{}{}
 	select {
 	case h.floors <- struct{}{}:

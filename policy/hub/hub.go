@@ -22,14 +22,17 @@ type Source interface {
 
 // Options of a Hub. Zero values are the defaults.
 type Options struct {
-	Heartbeat   time.Duration    // of an idle stream; 5 s
-	LiveFor     time.Duration    // a cell unheard of for longer is not waited for; 90 s
-	Keep        int              // changes kept for cells that come back; 4096
-	Pending     int              // changes a slow watcher may owe before it gets a snapshot; 1024
-	FloorEvery  time.Duration    // moved floors are told at most this often; 10 ms
-	Exchange    Exchange         // with the hubs of other servers on the store; nil: there are none
-	NoticeEvery time.Duration    // others are told at most this often; 50 ms
-	NoticeAll   time.Duration    // and of everything this often; 5 s
+	Heartbeat   time.Duration // of an idle stream; 5 s
+	LiveFor     time.Duration // a cell unheard of for longer is not waited for; 90 s
+	Keep        int           // changes kept for cells that come back; 4096
+	Pending     int           // changes a slow watcher may owe before it gets a snapshot; 1024
+	FloorEvery  time.Duration // moved floors are told at most this often; 10 ms
+	Exchange    Exchange      // with the hubs of other servers on the store; nil: there are none
+	NoticeEvery time.Duration // others are told at most this often; 50 ms
+	NoticeAll   time.Duration // and of everything this often; 5 s
+	// SilentAfter is how long a cell may give no sign of life before receipts
+	// stop waiting for it; 30 s, three of a cell's signs of life.
+	SilentAfter time.Duration
 	Now         func() time.Time // the clock
 	Log         *slog.Logger
 }
@@ -45,6 +48,7 @@ func (o Options) withDefaults() Options {
 	def(&o.FloorEvery, 10*time.Millisecond)
 	def(&o.NoticeEvery, 50*time.Millisecond)
 	def(&o.NoticeAll, 5*time.Second)
+	def(&o.SilentAfter, 30*time.Second)
 	if o.Keep <= 0 {
 		o.Keep = 4096
 	}
@@ -89,6 +93,7 @@ type Hub struct {
 	news     map[string]struct{}       // cells that others are to be told of
 	tellAll  bool                      // of all cells here
 	others   map[string]time.Time      // hubs of other servers, and when they were heard
+	receipts map[*receipt]struct{}     // being waited for
 	counts   Counts
 	closed   bool
 }
@@ -122,6 +127,7 @@ func New(ctx context.Context, source Source, opt Options) (*Hub, error) {
 		cells: make(map[string]*cell), moved: make(map[string]struct{}),
 		blurred: make(map[*Watcher]struct{}), asked: make(map[*Watcher]api.Revision),
 		held: make(map[*Watcher]struct{}), news: make(map[string]struct{}), others: make(map[string]time.Time),
+		receipts: make(map[*receipt]struct{}),
 	}, nil
 }
 
@@ -159,6 +165,9 @@ func (h *Hub) Run(ctx context.Context) error {
 		if c.watcher != nil {
 			c.watcher.endLocked(ErrClosed)
 		}
+	}
+	for r := range h.receipts {
+		r.wake()
 	}
 	return nil
 }
@@ -217,6 +226,7 @@ func (h *Hub) apply(d api.Delta) error {
 	for w, rev := range h.asked {
 		w.tellLocked(rev)
 	}
+	h.followLocked(len(ch.peers) > 0)
 	return nil
 }
 
@@ -244,6 +254,7 @@ func (h *Hub) reload(ctx context.Context) error {
 			c.watcher.resyncLocked()
 		}
 	}
+	h.followLocked(true)
 	return nil
 }
 

@@ -31,9 +31,11 @@ type world struct {
 	t            *testing.T
 	store        store.Store
 	server       *server.Server
+	roots        *ca.Roots
 	base         string // URL of the external API
 	auth         auth.Authenticator
 	admin, write string // tokens
+	cells        uint16 // made so far
 }
 
 // start runs a server for the test's time.
@@ -52,6 +54,7 @@ func start(t *testing.T, change ...func(*server.Options)) *world {
 	w.auth = tokens
 	roots, err := ca.Create(filepath.Join(dir, "pki"))
 	w.must(err)
+	w.roots = roots
 	certificate, err := roots.Server.Certificates([]string{"127.0.0.1"})
 	w.must(err)
 	w.store, err = sqlite.Open(t.Context(), filepath.Join(dir, "policy.db"), sqlite.Options{

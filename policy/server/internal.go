@@ -113,6 +113,11 @@ func (in *Internal) Watchers() int { return in.hub.Watchers() }
 // Lag is how many revisions the slowest watching cell is behind.
 func (in *Internal) Lag() api.Revision { return in.hub.Lag() }
 
+// Enforced waits for the cells that the question is about.
+func (in *Internal) Enforced(ctx context.Context, q hub.Question, wait time.Duration) (hub.Receipt, error) {
+	return in.hub.Enforced(ctx, q, wait)
+}
+
 func (in *Internal) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Strict-Transport-Security", "max-age=31536000")
 	in.router.ServeHTTP(w, r)

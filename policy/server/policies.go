@@ -17,50 +17,66 @@ import (
 // Content-Type, so that Go finds the original's text/plain.
 
 func (s *Server) createPolicies(w http.ResponseWriter, r *http.Request) error {
-	ps, err := decodePolicies(r, "failed reading request body")
-	if err != nil {
+	if _, _, err := s.storePolicies(r, version(r)); err != nil {
 		return err
+	}
+	return write(w, []byte("{}"))
+}
+
+// storePolicies is a create but for its answer.
+func (s *Server) storePolicies(r *http.Request, v api.Version) ([]policy.Policy, api.Revision, error) {
+	ps, err := decodePolicies(r, v, "failed reading request body")
+	if err != nil {
+		return nil, 0, err
 	}
 	identity, _ := auth.FromContext(r.Context())
 	if err := s.checkAccess(r.Context(), identity, ps); err != nil {
-		return err
+		return nil, 0, err
 	}
 	if !identity.IsAdmin() {
 		if err := s.checkQuota(r, ps); err != nil {
-			return err
+			return nil, 0, err
 		}
 	}
 	revision, err := s.store.AddPolicies(r.Context(), ps)
 	if err != nil {
-		return refuse(http.StatusInternalServerError, "database create failed", err)
+		return nil, 0, refuse(http.StatusInternalServerError, "database create failed", err)
 	}
 	s.log.Info("policies created", "by", identity.Name, "policies", len(ps), "revision", revision)
-	return write(w, []byte("{}"))
+	return ps, revision, nil
 }
 
 func (s *Server) deletePolicies(w http.ResponseWriter, r *http.Request) error {
-	ps, err := decodePolicies(r, "invalid request body")
-	if err != nil {
+	if _, _, err := s.dropPolicies(r, version(r)); err != nil {
 		return err
 	}
-	identity, _ := auth.FromContext(r.Context())
-	if err := s.checkAccess(r.Context(), identity, ps); err != nil {
-		return err
-	}
-	revision, err := s.store.RemovePolicies(r.Context(), ps)
-	if err != nil {
-		return refuse(http.StatusInternalServerError, "database delete failed", err)
-	}
-	s.log.Info("policies deleted", "by", identity.Name, "policies", len(ps), "revision", revision)
 	return write(w, []byte("{}"))
 }
 
-func decodePolicies(r *http.Request, unreadable string) ([]policy.Policy, error) {
+// dropPolicies is a delete but for its answer.
+func (s *Server) dropPolicies(r *http.Request, v api.Version) ([]policy.Policy, api.Revision, error) {
+	ps, err := decodePolicies(r, v, "invalid request body")
+	if err != nil {
+		return nil, 0, err
+	}
+	identity, _ := auth.FromContext(r.Context())
+	if err := s.checkAccess(r.Context(), identity, ps); err != nil {
+		return nil, 0, err
+	}
+	revision, err := s.store.RemovePolicies(r.Context(), ps)
+	if err != nil {
+		return nil, 0, refuse(http.StatusInternalServerError, "database delete failed", err)
+	}
+	s.log.Info("policies deleted", "by", identity.Name, "policies", len(ps), "revision", revision)
+	return ps, revision, nil
+}
+
+func decodePolicies(r *http.Request, v api.Version, unreadable string) ([]policy.Policy, error) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, unreadable, err)
 	}
-	ps, err := version(r).DecodePolicies(body)
+	ps, err := v.DecodePolicies(body)
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, err.Error(), nil)
 	}

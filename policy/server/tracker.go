@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"tulle/policy/api"
+	"tulle/policy/hub"
 )
 
 // Tracker knows what the cells on the other end of the internal API do. It is
@@ -36,5 +37,7 @@ type CellStatus struct {
 type InternalAPI interface {
 	http.Handler
 	Tracker
+	// Enforced waits for the cells that the question is about; see hub.Enforced.
+	Enforced(ctx context.Context, q hub.Question, wait time.Duration) (hub.Receipt, error)
 	Run(ctx context.Context) error
 }
