@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"strings"
 	"time"
 
@@ -139,5 +140,10 @@ func administer(ctx context.Context, p *place, live func(context.Context, *serve
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	return still(ctx, s)
+	return still(asCommand(ctx), s)
+}
+
+// asCommand makes whoever runs this command the actor of its changes.
+func asCommand(ctx context.Context) context.Context {
+	return store.WithActor(ctx, store.Actor{Who: fmt.Sprintf("uid %d", os.Getuid()), From: "command"})
 }

@@ -40,6 +40,7 @@ type config struct {
 	LeaseBits           int           `yaml:"lease_bits"`           // prefix length of a cell's part of it
 	LeaseLifetime       time.Duration `yaml:"lease_lifetime"`       // of a cell that is not heard of
 	ExternalTLS         *externalTLS  `yaml:"external_tls"`         // absent: plain HTTP
+	AuditEntries        int           `yaml:"audit_entries"`        // of the audit record, that are kept
 	MaxPolicies         int           `yaml:"max_policies"`         // for each source app, of those who are not admin
 	AllowedCORSDomains  []string      `yaml:"allowed_cors_domains"` // origins; "*": every one
 	LogLevel            slog.Level    `yaml:"log_level"`            // debug, info, warn, error
@@ -79,7 +80,7 @@ func defaults() *config {
 		Database: "policy.db", DatabaseConnections: 10, State: ".", PKI: "pki", Tokens: "tokens.yaml",
 		Hosts:   []string{"localhost", "127.0.0.1", "::1"},
 		Network: netip.MustParsePrefix("10.255.0.0/16"), LeaseBits: 24, LeaseLifetime: 168 * time.Hour,
-		MaxPolicies: server.DefaultMaxPolicies, LogLevel: slog.LevelInfo,
+		AuditEntries: 100_000, MaxPolicies: server.DefaultMaxPolicies, LogLevel: slog.LevelInfo,
 		UAAClient: "network-policy", UAATimeout: uaa.DefaultTimeout, UAAVerification: verifyByUAA,
 		ASGPollInterval: int(asgsync.DefaultInterval / time.Second), RetryDeadline: int(asgsync.DefaultRetryDeadline / time.Second),
 		CCTimeout: cc.DefaultTimeout, PolicyCleanupInterval: int(server.DefaultCleanupEvery / time.Minute),
@@ -152,6 +153,9 @@ func (c *config) Validate() error {
 	}
 	if c.LeaseLifetime < time.Minute {
 		errs = append(errs, conf.Bad("lease_lifetime", "must be a minute or more"))
+	}
+	if c.AuditEntries < 1 {
+		errs = append(errs, conf.Bad("audit_entries", "must be 1 or more"))
 	}
 	if c.MaxPolicies < 1 {
 		errs = append(errs, conf.Bad("max_policies", "must be 1 or more"))

@@ -19,7 +19,7 @@ import (
 
 // open opens the database that the configuration names.
 func (c *config) open(ctx context.Context, log *slog.Logger) (store.Store, error) {
-	o := sqlstore.Options{Lease: c.lease()}
+	o := sqlstore.Options{Lease: c.lease(), Audit: c.AuditEntries}
 	if postgres.IsURL(c.Database) {
 		return postgres.Open(ctx, c.Database, postgres.Options{Options: o, Connections: c.DatabaseConnections, Log: log})
 	}

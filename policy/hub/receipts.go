@@ -192,7 +192,7 @@ func (h *Hub) passedLocked(name string, rev api.Revision) bool {
 	if c == nil {
 		return false
 	}
-	if c.acked >= rev {
+	if reached, _ := h.reachedLocked(c); reached >= rev {
 		return true
 	}
 	w := c.watcher

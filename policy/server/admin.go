@@ -15,8 +15,10 @@ import (
 	"syscall"
 
 	"github.com/gorilla/mux"
+	"golang.org/x/sys/unix"
 
 	"tulle/policy/api"
+	"tulle/policy/store"
 )
 
 // The admin socket is how commands reach a live server, which alone may write
@@ -40,6 +42,7 @@ func (s *Server) admin() http.Handler {
 	handle := func(method, path, name string, h handler) {
 		router.Methods(method).Path(path).Handler(s.instrument("admin", name,
 			http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				r = r.WithContext(store.WithActor(r.Context(), adminActor(r.Context())))
 				if err := h(w, r); err != nil {
 					writeError(w, r, s.log, err)
 				}
@@ -76,6 +79,37 @@ func (s *Server) removePeer(w http.ResponseWriter, r *http.Request) error {
 	s.log.Info("peer removed", "peer", name)
 	w.WriteHeader(http.StatusNoContent)
 	return nil
+}
+
+type callerKey struct{}
+
+// withCaller puts the uid of the process at the other end of the admin socket
+// into the context of its connection.
+func withCaller(ctx context.Context, c net.Conn) context.Context {
+	socket, ok := c.(*net.UnixConn)
+	if !ok {
+		return ctx
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return ctx
+	}
+	var cred *unix.Ucred
+	if e := raw.Control(func(fd uintptr) {
+		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); e != nil || err != nil {
+		return ctx
+	}
+	return context.WithValue(ctx, callerKey{}, cred.Uid)
+}
+
+// adminActor is the caller of the admin socket, for the audit record.
+func adminActor(ctx context.Context) store.Actor {
+	a := store.Actor{Who: "uid unknown", From: "admin socket"}
+	if uid, ok := ctx.Value(callerKey{}).(uint32); ok {
+		a.Who = fmt.Sprintf("uid %d", uid)
+	}
+	return a
 }
 
 // AdminClient calls a live server through its admin socket.

@@ -139,7 +139,8 @@ func (in *Internal) ofCell(handle cellHandler) http.HandlerFunc {
 		case named && name != cell.Name:
 			err = forbidden("the certificate is of cell " + cell.Name + ", not of " + name)
 		default:
-			err = handle(w, r, cell)
+			ctx := store.WithActor(r.Context(), store.Actor{Who: "cell " + cell.Name, From: from(r)})
+			err = handle(w, r.WithContext(ctx), cell)
 		}
 		if err != nil {
 			in.refuse(w, r, cell, err)

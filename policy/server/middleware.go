@@ -10,6 +10,7 @@ import (
 
 	"tulle/policy/api"
 	"tulle/policy/auth"
+	"tulle/policy/store"
 )
 
 const headerRequestID = "X-VCAP-Request-ID"
@@ -88,6 +89,7 @@ func (s *Server) authorised(h handler, scopes ...auth.Scope) handler {
 			}
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, api.MaxBody)
-		return h(w, r.WithContext(auth.NewContext(r.Context(), identity)))
+		ctx := store.WithActor(auth.NewContext(r.Context(), identity), store.Actor{Who: identity.Name, From: from(r)})
+		return h(w, r.WithContext(ctx))
 	}
 }

@@ -159,7 +159,9 @@ func (s *Server) listen(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("admin socket %s: %w", s.options.AdminSocket, err)
 		}
-		s.sites = append(s.sites, site{"admin", l, s.httpServer(s.admin(), nil)})
+		admin := s.httpServer(s.admin(), nil)
+		admin.ConnContext = withCaller
+		s.sites = append(s.sites, site{"admin", l, admin})
 	}
 	return nil
 }

@@ -108,6 +108,10 @@ func (t *timedStore) Apps(ctx context.Context) ([]store.App, error) {
 	return observe(t, "apps", func() ([]store.App, error) { return t.Store.Apps(ctx) })
 }
 
+func (t *timedStore) Audit(ctx context.Context, before uint64, limit int) ([]api.AuditEntry, error) {
+	return observe(t, "audit", func() ([]api.AuditEntry, error) { return t.Store.Audit(ctx, before, limit) })
+}
+
 func (t *timedStore) Stats(ctx context.Context) (store.Stats, error) {
 	return observe(t, "stats", func() (store.Stats, error) { return t.Store.Stats(ctx) })
 }

@@ -99,6 +99,8 @@ type Store interface {
 	// Apps is the registry, by org, space and name.
 	Apps(ctx context.Context) ([]App, error)
 
+	Auditor
+
 	// Stats counts without reading the lists.
 	Stats(ctx context.Context) (Stats, error)
 	// Ping says whether the database answers.

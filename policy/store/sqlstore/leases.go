@@ -127,8 +127,13 @@ func (d *db) Lease(ctx context.Context, name string, r api.LeaseRequest) (api.Le
 				return err
 			}
 		}
-		if !old.live || c.Peer != old.Peer {
+		switch {
+		case !old.live:
 			t.delta.PeersSet = append(t.delta.PeersSet, c.Peer)
+			t.audit(api.LeaseGrant, name, nil, c.Peer)
+		case c.Peer != old.Peer:
+			t.delta.PeersSet = append(t.delta.PeersSet, c.Peer)
+			t.audit(api.LeaseChange, name, old.Peer, c.Peer)
 		}
 		answer.Subnet, answer.Generation = c.Subnet, c.Generation
 		return t.putCell(c)
@@ -272,18 +277,19 @@ func (d *db) ReleaseLease(ctx context.Context, name string) error {
 		if c.Kind != api.KindTulle {
 			return fmt.Errorf("%w: %s is a %s peer", store.ErrConflict, name, c.Kind)
 		}
-		return t.end(name)
+		return t.end(c, api.LeaseRelease)
 	})
 	return err
 }
 
 // end ends a lease. The row stays, for its generation and its subnet.
-func (t *tx) end(name string) error {
-	if err := t.removeEndpoints(name); err != nil {
+func (t *tx) end(c cell, why api.Action) error {
+	if err := t.removeEndpoints(c.Name); err != nil {
 		return err
 	}
-	t.delta.PeersRemoved = append(t.delta.PeersRemoved, name)
-	return t.exec(`UPDATE cells SET live = 0, sequence = 0 WHERE name = ?`, name)
+	t.delta.PeersRemoved = append(t.delta.PeersRemoved, c.Name)
+	t.audit(why, c.Name, c.Peer, nil)
+	return t.exec(`UPDATE cells SET live = 0, sequence = 0 WHERE name = ?`, c.Name)
 }
 
 func (d *db) Expire(ctx context.Context) (next time.Time, err error) {
@@ -318,18 +324,18 @@ func (d *db) Expire(ctx context.Context) (next time.Time, err error) {
 
 // expire ends what has run out, but for the cell named: it is just coming back.
 func (t *tx) expire(but string) (int, error) {
-	names, err := list(t.ctx, t, func(r *sql.Rows, s *string) error { return r.Scan(s) },
-		`SELECT name FROM cells WHERE live = 1 AND expires > 0 AND expires <= ? AND name <> ? ORDER BY name`,
+	ended, err := list(t.ctx, t, func(r *sql.Rows, c *cell) error { return scanCell(r, c) },
+		`SELECT `+cellColumns+` FROM cells WHERE live = 1 AND expires > 0 AND expires <= ? AND name <> ? ORDER BY name`,
 		t.now.UnixMicro(), but)
 	if err != nil {
 		return 0, err
 	}
-	for _, name := range names {
-		if err := t.end(name); err != nil {
+	for _, c := range ended {
+		if err := t.end(c, api.LeaseExpire); err != nil {
 			return 0, err
 		}
 	}
-	return len(names), nil
+	return len(ended), nil
 }
 
 func (d *db) Cells(ctx context.Context) ([]store.Cell, error) {

@@ -68,6 +68,7 @@ func (d *db) AddPeer(ctx context.Context, p api.Peer) error {
 		}
 		p.Generation = old.Generation + 1
 		t.delta.PeersSet = append(t.delta.PeersSet, p)
+		t.audit(api.PeerAdd, p.Name, nil, p)
 		return t.putCell(cell{Peer: p, live: true, renewed: t.now.UnixMicro()})
 	})
 	return err
@@ -127,7 +128,7 @@ func (d *db) RemovePeer(ctx context.Context, name string) error {
 		case c.Kind != api.KindSilk:
 			return fmt.Errorf("%w: %s is a cell, which releases its lease itself", store.ErrConflict, name)
 		}
-		return t.end(name)
+		return t.end(c, api.PeerRemove)
 	})
 	return err
 }

@@ -24,6 +24,7 @@ func (d *db) AddPolicies(ctx context.Context, ps []policy.Policy) (api.Revision,
 				continue
 			}
 			t.delta.PoliciesAdded = append(t.delta.PoliciesAdded, api.FromDomain(p))
+			t.audit(api.PolicyCreate, p.String(), nil, api.FromDomain(p))
 			for _, app := range []policy.AppID{p.Source, p.Destination} {
 				if _, err := t.assignTag(api.AppTag{App: app}, len(ps)); err != nil {
 					return err
@@ -48,6 +49,7 @@ func (d *db) RemovePolicies(ctx context.Context, ps []policy.Policy) (api.Revisi
 				continue
 			}
 			t.delta.PoliciesRemoved = append(t.delta.PoliciesRemoved, api.FromDomain(p))
+			t.audit(api.PolicyDelete, p.String(), api.FromDomain(p), nil)
 			for _, app := range []policy.AppID{p.Source, p.Destination} {
 				if !touched[app] {
 					touched[app] = true

@@ -20,7 +20,11 @@ func (t *tx) register(ref api.AppRef) (app policy.AppID, why string, err error) 
 	case ref.GUID == "" && ref.Name == "":
 		return "", "the app has neither a GUID nor a name", nil
 	case ref.Name == "":
-		return ref.GUID, "", t.exec(`INSERT INTO apps (guid) VALUES (?) ON CONFLICT DO NOTHING`, ref.GUID)
+		added, err := t.touch(`INSERT INTO apps (guid) VALUES (?) ON CONFLICT DO NOTHING`, ref.GUID)
+		if added {
+			t.audit(api.AppRegister, string(ref.GUID), nil, auditApp(ref))
+		}
+		return ref.GUID, "", err
 	}
 	if ref.Org == "" {
 		ref.Org = defaultName
@@ -28,12 +32,12 @@ func (t *tx) register(ref api.AppRef) (app policy.AppID, why string, err error) 
 	if ref.Space == "" {
 		ref.Space = defaultName
 	}
-	org, err := t.guid(`SELECT guid FROM orgs WHERE name = ?1`,
+	org, _, err := t.guid(`SELECT guid FROM orgs WHERE name = ?1`,
 		`INSERT INTO orgs (name, guid) VALUES (?1, ?2)`, ref.Org)
 	if err != nil {
 		return "", "", err
 	}
-	space, err := t.guid(`SELECT guid FROM spaces WHERE org = ?1 AND name = ?2`,
+	space, _, err := t.guid(`SELECT guid FROM spaces WHERE org = ?1 AND name = ?2`,
 		`INSERT INTO spaces (org, name, guid) VALUES (?1, ?2, ?3)`, org, ref.Space)
 	if err != nil {
 		return "", "", err
@@ -41,9 +45,17 @@ func (t *tx) register(ref api.AppRef) (app policy.AppID, why string, err error) 
 	if ref.GUID != "" {
 		return t.registerAs(ref, space)
 	}
-	guid, err := t.guid(`SELECT guid FROM apps WHERE space = ?1 AND name = ?2`,
+	guid, made, err := t.guid(`SELECT guid FROM apps WHERE space = ?1 AND name = ?2`,
 		`INSERT INTO apps (space, name, guid) VALUES (?1, ?2, ?3)`, space, ref.Name)
+	if made {
+		ref.GUID = policy.AppID(guid)
+		t.audit(api.AppRegister, guid, nil, auditApp(ref))
+	}
 	return policy.AppID(guid), "", err
+}
+
+func auditApp(ref api.AppRef) api.AuditApp {
+	return api.AuditApp{GUID: string(ref.GUID), Name: ref.Name, Space: ref.Space, Org: ref.Org}
 }
 
 // registerAs enters an app under the GUID it came with. Neither a GUID nor a
@@ -69,16 +81,20 @@ func (t *tx) registerAs(ref api.AppRef, space string) (policy.AppID, string, err
 	if known && elsewhere.Valid {
 		return "", fmt.Sprintf("app %s has another name or space than %s in %s/%s", ref.GUID, ref.Name, ref.Org, ref.Space), nil
 	}
+	var before any
+	if known {
+		before = auditApp(api.AppRef{GUID: ref.GUID})
+	}
+	t.audit(api.AppRegister, string(ref.GUID), before, auditApp(ref))
 	return ref.GUID, "", t.exec(`INSERT INTO apps (guid, space, name) VALUES (?, ?, ?)
 		ON CONFLICT (guid) DO UPDATE SET space = excluded.space, name = excluded.name`, ref.GUID, space, ref.Name)
 }
 
 // guid reads the stored GUID, or makes one and stores it as the last parameter.
-func (t *tx) guid(query, insert string, args ...any) (string, error) {
-	var guid string
+func (t *tx) guid(query, insert string, args ...any) (guid string, made bool, err error) {
 	if ok, err := found(t.row(&guid, query, args...)); ok || err != nil {
-		return guid, err
+		return guid, false, err
 	}
 	guid = uuid.NewString()
-	return guid, t.exec(insert, append(args, guid)...)
+	return guid, true, t.exec(insert, append(args, guid)...)
 }

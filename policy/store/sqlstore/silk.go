@@ -104,7 +104,7 @@ func (d *db) ReleaseSilk(ctx context.Context, underlay netip.Addr) error {
 			return err
 		}
 		if c.live {
-			if err := t.end(c.Name); err != nil {
+			if err := t.end(c, api.LeaseRelease); err != nil {
 				return err
 			}
 		}

@@ -36,6 +36,8 @@ type Options struct {
 	TagRest time.Duration
 	// MaxTag is the last tag that is given; policy.MaxTag, which the wire bears.
 	MaxTag policy.Tag
+	// Audit is how many entries of the audit record are kept; 100,000.
+	Audit int
 	// Now is the clock; that of the database where it has one that all servers
 	// share, else time.Now.
 	Now func() time.Time
@@ -46,6 +48,7 @@ type Options struct {
 const (
 	defaultHistory = 10_000
 	defaultTagRest = time.Minute
+	defaultAudit   = 100_000
 )
 
 // complete fills the defaults in and checks the rest.
@@ -58,6 +61,9 @@ func (o *Options) complete() (lease.Pool, error) {
 	}
 	if o.MaxTag == policy.NoTag {
 		o.MaxTag = policy.MaxTag
+	}
+	if o.Audit <= 0 {
+		o.Audit = defaultAudit
 	}
 	if o.Now == nil {
 		o.Now = time.Now

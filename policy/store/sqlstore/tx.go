@@ -21,6 +21,7 @@ type tx struct {
 	db    *db
 	now   time.Time
 	delta api.Delta
+	notes []note // for the audit record
 
 	free []policy.Tag // tags to give, lowest first; see assignTag
 	next policy.Tag   // the first tag that was never given; 0 until free is read
@@ -93,8 +94,16 @@ func (d *db) attempt(ctx context.Context, f func(*tx) error) (revision api.Revis
 	return revision, changed, true, t.Commit()
 }
 
-// record raises the revision and keeps the delta, if there is any.
+// record raises the revision and keeps the delta, if there is any, and writes
+// the audit record.
 func (t *tx) record() (revision api.Revision, changed bool, err error) {
+	if revision, changed, err = t.recordDelta(); err != nil {
+		return 0, false, err
+	}
+	return revision, changed, t.recordNotes(revision)
+}
+
+func (t *tx) recordDelta() (revision api.Revision, changed bool, err error) {
 	d := &t.delta
 	if len(d.PoliciesAdded)+len(d.PoliciesRemoved)+len(d.TagsSet)+len(d.TagsRemoved)+
 		len(d.EndpointsSet)+len(d.EndpointsRemoved)+len(d.PeersSet)+len(d.PeersRemoved) == 0 {

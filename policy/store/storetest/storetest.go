@@ -22,6 +22,7 @@ type Config struct {
 	Lease   store.LeaseConfig
 	History int           // changes that are kept
 	TagRest time.Duration // rest of a released tag
+	Audit   int           // entries of the audit record that are kept; 0: the store's default
 	MaxTag  policy.Tag    // the last tag; 0: what the wire bears
 	Now     func() time.Time
 	Random  func(n int) int // nil: the store's own
@@ -33,7 +34,7 @@ type Open func(t testing.TB, c Config) (s store.Store, reopen func() store.Store
 
 // Run runs the suite.
 func Run(t *testing.T, open Open) {
-	for _, group := range []map[string]func(*testing.T, Open){policyTests, tagTests, idTagTests, leaseTests, peerTests, silkTests, groupTests, endpointTests, historyTests} {
+	for _, group := range []map[string]func(*testing.T, Open){policyTests, tagTests, idTagTests, leaseTests, peerTests, silkTests, groupTests, endpointTests, historyTests, auditTests} {
 		for name, test := range group {
 			t.Run(name, func(t *testing.T) { test(t, open) })
 		}

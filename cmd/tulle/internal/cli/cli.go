@@ -73,7 +73,7 @@ func New(env func(string) string, stdin io.Reader, stdout, stderr io.Writer, ext
 	flags.StringVar(&p.ca, "ca", "", "file with the CA of an https server")
 	flags.StringVar(&p.output, "output", "text", "text or json")
 
-	root.AddCommand(p.addPolicy(), p.removePolicy(), p.listPolicies(), p.policyCommand(),
+	root.AddCommand(p.addPolicy(), p.removePolicy(), p.listPolicies(), p.policyCommand(), p.audit(),
 		p.apps(), p.cells(), p.endpoints(), p.status(), p.version(), p.dev())
 	root.AddCommand(extra...)
 	return root
