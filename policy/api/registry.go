@@ -17,6 +17,9 @@ const (
 	PathAllEndpoints = "/v1/endpoints" // -> Endpoints
 )
 
+// PathOpenAPI is the description of the API, for anybody.
+const PathOpenAPI = "/v1/openapi.json"
+
 // App is an entry of the registry.
 type App struct {
 	GUID      policy.AppID `json:"guid"`

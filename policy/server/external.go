@@ -44,6 +44,7 @@ func (s *Server) external() http.Handler {
 		{http.MethodPost, api.PathChange, "change_policies", s.authorised(s.changePolicies, policies...)},
 		{http.MethodPost, api.PathChangeDelete, "change_delete_policies", s.authorised(s.changeDeletePolicies, policies...)},
 		{http.MethodGet, api.PathEnforced, "enforced", s.authorised(s.enforced, cells...)},
+		{http.MethodGet, api.PathOpenAPI, "openapi", s.openapi},
 		{http.MethodGet, api.PathAudit, "audit", s.authorised(s.audit, admin...)},
 		{http.MethodGet, api.PathAllEndpoints, "endpoints", s.authorised(s.endpoints, policies...)},
 		{http.MethodGet, api.PathSecurityGroups, "security_groups", s.authorised(s.securityGroups, admin...)},

@@ -117,6 +117,7 @@ func (w *world) call(method, path, token, body string, headers ...string) answer
 	defer got.Body.Close()
 	text, err := io.ReadAll(got.Body)
 	w.must(err)
+	agrees(w.t, method, path, got.StatusCode, got.Header, text)
 	return answer{got.StatusCode, string(text), got.Header}
 }
 

@@ -148,6 +148,7 @@ func (r *cellsRig) do(c *http.Client, method, path string, body []byte) (*http.R
 	if err != nil {
 		r.Fatal(err)
 	}
+	agrees(r.T, method, path, resp.StatusCode, resp.Header, text)
 	return resp, string(text)
 }
 
