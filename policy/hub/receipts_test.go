@@ -187,3 +187,22 @@ func TestReceiptOfWhatIsNotThereYet(t *testing.T) {
 	// The first is not remembered, so everyone counts.
 	b.ask(Question{Revision: 1}, 0).want("a forgotten revision", Receipt{Revision: 1, Cells: 1, Reached: 1})
 }
+
+// A receipt asked for at one server counts the cells that another one serves.
+func TestReceiptCountsCellsOfOtherServers(t *testing.T) {
+	m := newMemory()
+	m.joins("a", "b", "c")
+	first := twoServers(m)
+	var w wire
+	one, two := run(t, m, quick(w.end())), run(t, m, quick(w.end()))
+	one.next(one.watch("a", "", 0))
+	one.ack("a", first)
+	wb, wc := two.watch("b", "", 0), two.watch("c", "", 0)
+	two.next(wb)
+	two.next(wc)
+	q := one.ask(Question{Revision: first}, time.Hour)
+	two.ack("b", first)
+	q.waits("with c behind on the other server")
+	two.ack("c", first)
+	q.want("of all three", Receipt{Revision: first, Cells: 3, Reached: 3})
+}

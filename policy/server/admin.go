@@ -27,6 +27,7 @@ import (
 const (
 	pathAdminPeers = "/v1/peers"        // POST api.Peer -> 204
 	pathAdminPeer  = "/v1/peers/{name}" // DELETE -> 204
+	pathAdminStore = "/v1/store"        // GET -> store.Backup; PUT store.Backup -> 204
 	maxAdminBody   = 64 << 10
 )
 
@@ -50,6 +51,8 @@ func (s *Server) admin() http.Handler {
 	}
 	handle(http.MethodPost, pathAdminPeers, "add_peer", s.addPeer)
 	handle(http.MethodDelete, pathAdminPeer, "remove_peer", s.removePeer)
+	handle(http.MethodGet, pathAdminStore, "export", s.exportStore)
+	handle(http.MethodPut, pathAdminStore, "import", s.importStore)
 	return router
 }
 
@@ -137,16 +140,17 @@ func (c *AdminClient) AddPeer(ctx context.Context, p api.Peer) error {
 	if err != nil {
 		return err
 	}
-	return c.call(ctx, http.MethodPost, pathAdminPeers, body)
+	return c.call(ctx, http.MethodPost, pathAdminPeers, bytes.NewReader(body), nil)
 }
 
 // RemovePeer removes a silk peer. ErrNoServer when nobody listens.
 func (c *AdminClient) RemovePeer(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodDelete, pathAdminPeers+"/"+url.PathEscape(name), nil)
+	return c.call(ctx, http.MethodDelete, pathAdminPeers+"/"+url.PathEscape(name), nil, nil)
 }
 
-func (c *AdminClient) call(ctx context.Context, method, path string, body []byte) error {
-	r, err := http.NewRequestWithContext(ctx, method, "http://admin"+path, bytes.NewReader(body))
+// call sends a request and hands the body of a 200 to into.
+func (c *AdminClient) call(ctx context.Context, method, path string, body io.Reader, into func(io.Reader) error) error {
+	r, err := http.NewRequestWithContext(ctx, method, "http://admin"+path, body)
 	if err != nil {
 		return err
 	}
@@ -158,8 +162,11 @@ func (c *AdminClient) call(ctx context.Context, method, path string, body []byte
 		return fmt.Errorf("admin socket: %w", err)
 	}
 	defer answer.Body.Close()
-	if answer.StatusCode == http.StatusNoContent {
+	switch {
+	case answer.StatusCode == http.StatusNoContent:
 		return nil
+	case answer.StatusCode == http.StatusOK && into != nil:
+		return into(answer.Body)
 	}
 	text, err := io.ReadAll(io.LimitReader(answer.Body, maxAdminBody))
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -36,6 +37,8 @@ type world struct {
 	auth         auth.Authenticator
 	admin, write string // tokens
 	cells        uint16 // made so far
+	options      server.Options
+	stop         func() // ends the server and closes the store
 }
 
 // start runs a server for the test's time.
@@ -70,20 +73,29 @@ func start(t *testing.T, change ...func(*server.Options)) *world {
 	for _, f := range change {
 		f(&o)
 	}
-	w.server, err = server.New(t.Context(), o)
+	w.run(o)
+	return w
+}
+
+// run runs a server until the test's end, or stop.
+func (w *world) run(o server.Options) {
+	w.t.Helper()
+	var err error
+	w.server, err = server.New(w.t.Context(), o)
 	w.must(err)
-	w.base = "http://" + w.server.Addresses().External
-	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	w.options, w.base = o, "http://"+w.server.Addresses().External
+	ctx, stop := context.WithCancel(context.WithoutCancel(w.t.Context()))
 	done := make(chan error, 1)
 	go func() { done <- w.server.Run(ctx) }()
-	t.Cleanup(func() {
+	opened := w.store
+	w.stop = sync.OnceFunc(func() {
 		stop()
 		if err := <-done; err != nil {
-			t.Errorf("the server ended with %v", err)
+			w.t.Errorf("the server ended with %v", err)
 		}
-		w.must(w.store.Close())
+		w.must(opened.Close())
 	})
-	return w
+	w.t.Cleanup(w.stop)
 }
 
 func (w *world) must(err error) {

@@ -112,6 +112,15 @@ func (t *timedStore) Audit(ctx context.Context, before uint64, limit int) ([]api
 	return observe(t, "audit", func() ([]api.AuditEntry, error) { return t.Store.Audit(ctx, before, limit) })
 }
 
+func (t *timedStore) Export(ctx context.Context) (*store.Backup, error) {
+	return observe(t, "export", func() (*store.Backup, error) { return t.Store.Export(ctx) })
+}
+
+func (t *timedStore) Import(ctx context.Context, b *store.Backup) error {
+	_, err := observe(t, "import", func() (nothing, error) { return nothing{}, t.Store.Import(ctx, b) })
+	return err
+}
+
 func (t *timedStore) Stats(ctx context.Context) (store.Stats, error) {
 	return observe(t, "stats", func() (store.Stats, error) { return t.Store.Stats(ctx) })
 }

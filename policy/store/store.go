@@ -100,6 +100,7 @@ type Store interface {
 	Apps(ctx context.Context) ([]App, error)
 
 	Auditor
+	Keeper
 
 	// Stats counts without reading the lists.
 	Stats(ctx context.Context) (Stats, error)

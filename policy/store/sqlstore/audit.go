@@ -48,13 +48,16 @@ func (t *tx) recordNotes(revision api.Revision) error {
 			return err
 		}
 		last++
-		if err := t.exec(`INSERT INTO audit (id, at, who, origin, action, subject, revision, old_value, new_value)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`, last, t.now.UnixMicro(), n.by.Who, n.by.From,
-			string(n.action), n.subject, int64(revision), before, after); err != nil {
+		if err := t.putNote(last, t.now.UnixMicro(), n.by, n.action, n.subject, revision, before, after); err != nil {
 			return err
 		}
 	}
 	return t.exec(`DELETE FROM audit WHERE id <= ?`, last-int64(t.db.options.Audit))
+}
+
+func (t *tx) putNote(id, at int64, by store.Actor, action api.Action, subject string, revision api.Revision, before, after sql.NullString) error {
+	return t.exec(`INSERT INTO audit (id, at, who, origin, action, subject, revision, old_value, new_value)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`, id, at, by.Who, by.From, string(action), subject, int64(revision), before, after)
 }
 
 func auditValue(v any) (sql.NullString, error) {

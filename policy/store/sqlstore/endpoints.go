@@ -133,13 +133,16 @@ func (t *tx) replaceEndpoints(old, now map[string]api.Endpoint) error {
 			continue
 		}
 		t.delta.EndpointsSet = append(t.delta.EndpointsSet, e)
-		if err := t.exec(`INSERT INTO endpoints (cell, container, address, app, instance, generation, incarnation)
-			VALUES (?, ?, ?, ?, ?, ?, ?)`,
-			e.Cell, e.Container, e.Address.String(), e.App, e.Instance, e.Generation, e.Incarnation); err != nil {
+		if err := t.putEndpoint(e); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (t *tx) putEndpoint(e api.Endpoint) error {
+	return t.exec(`INSERT INTO endpoints (cell, container, address, app, instance, generation, incarnation)
+		VALUES (?, ?, ?, ?, ?, ?, ?)`, e.Cell, e.Container, e.Address.String(), e.App, e.Instance, e.Generation, e.Incarnation)
 }
 
 // removeEndpoints removes all of a cell's.

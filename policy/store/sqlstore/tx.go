@@ -23,6 +23,8 @@ type tx struct {
 	delta api.Delta
 	notes []note // for the audit record
 
+	replaced bool // the whole content: there is no delta that leads here
+
 	free []policy.Tag // tags to give, lowest first; see assignTag
 	next policy.Tag   // the first tag that was never given; 0 until free is read
 
@@ -105,7 +107,7 @@ func (t *tx) record() (revision api.Revision, changed bool, err error) {
 
 func (t *tx) recordDelta() (revision api.Revision, changed bool, err error) {
 	d := &t.delta
-	if len(d.PoliciesAdded)+len(d.PoliciesRemoved)+len(d.TagsSet)+len(d.TagsRemoved)+
+	if !t.replaced && len(d.PoliciesAdded)+len(d.PoliciesRemoved)+len(d.TagsSet)+len(d.TagsRemoved)+
 		len(d.EndpointsSet)+len(d.EndpointsRemoved)+len(d.PeersSet)+len(d.PeersRemoved) == 0 {
 		err = t.row(&revision, `SELECT revision FROM meta`)
 		return revision, false, err
@@ -113,13 +115,15 @@ func (t *tx) recordDelta() (revision api.Revision, changed bool, err error) {
 	if err := t.row(&revision, `UPDATE meta SET revision = revision + 1 RETURNING revision`); err != nil {
 		return 0, false, err
 	}
-	d.Revision = revision
-	text, err := json.Marshal(d)
-	if err != nil {
-		return 0, false, err
-	}
-	if err := t.exec(`INSERT INTO changes (revision, delta) VALUES (?, ?)`, revision, string(text)); err != nil {
-		return 0, false, err
+	if !t.replaced {
+		d.Revision = revision
+		text, err := json.Marshal(d)
+		if err != nil {
+			return 0, false, err
+		}
+		if err := t.exec(`INSERT INTO changes (revision, delta) VALUES (?, ?)`, revision, string(text)); err != nil {
+			return 0, false, err
+		}
 	}
 	if err := t.exec(`DELETE FROM changes WHERE revision <= ?`, int64(revision)-int64(t.db.options.History)); err != nil {
 		return 0, false, err

@@ -1,0 +1,194 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"tulle/policy"
+	"tulle/policy/api"
+)
+
+// Keeper is the part of a Store that gives its content away as a whole and takes
+// it back.
+type Keeper interface {
+	// Export is everything at one revision, read in one transaction.
+	Export(ctx context.Context) (*Backup, error)
+	// Import puts a backup into an empty store, all of it or nothing. The store
+	// gets an epoch of its own, so that whoever knows another history takes a new
+	// snapshot. ErrConflict where the store is not empty, the backup contradicts
+	// itself, or its leases do not fit the overlay network.
+	Import(ctx context.Context, b *Backup) error
+}
+
+// BackupKind and BackupVersion mark a backup's text.
+const (
+	BackupKind    = "tulle-policy-server-backup"
+	BackupVersion = 1
+)
+
+// Backup is the whole content of a store. Times have microseconds.
+type Backup struct {
+	Kind     string       `json:"kind"`
+	Version  int          `json:"version"`
+	At       time.Time    `json:"at"` // when it was made
+	Epoch    api.Epoch    `json:"epoch"`
+	Revision api.Revision `json:"revision"`
+
+	PoliciesUpdated time.Time        `json:"policies_updated"`
+	Policies        []api.Policy     `json:"policies"`
+	Tags            []BackupTag      `json:"tags"`
+	Orgs            []BackupOrg      `json:"orgs"`
+	Spaces          []BackupSpace    `json:"spaces"`
+	Apps            []BackupApp      `json:"apps"`
+	Cells           []BackupCell     `json:"cells"`
+	Endpoints       []api.Endpoint   `json:"endpoints"`
+	Audit           []api.AuditEntry `json:"audit"` // oldest first
+}
+
+// BackupTag is a tag that was given once. Without an app it is free from FreeAt on.
+type BackupTag struct {
+	Tag    policy.Tag   `json:"tag"`
+	App    policy.AppID `json:"app,omitempty"`
+	FreeAt time.Time    `json:"free_at,omitzero"`
+}
+
+// BackupOrg is an org of the registry.
+type BackupOrg struct {
+	GUID string `json:"guid"`
+	Name string `json:"name"`
+}
+
+// BackupSpace is a space of the registry.
+type BackupSpace struct {
+	GUID string `json:"guid"`
+	Org  string `json:"org"` // GUID
+	Name string `json:"name"`
+}
+
+// BackupApp is an app of the registry. One known by its GUID alone has no name
+// and no space.
+type BackupApp struct {
+	GUID  policy.AppID `json:"guid"`
+	Space string       `json:"space,omitempty"` // GUID
+	Name  string       `json:"name,omitempty"`
+}
+
+// BackupCell is a cell or silk peer, also one whose lease has ended: its
+// generation must never fall back.
+type BackupCell struct {
+	api.Peer           // Subnet is the zero value where another has it by now
+	Live     bool      `json:"live"`
+	Renewed  time.Time `json:"renewed"`
+	Expires  time.Time `json:"expires,omitzero"` // absent: never
+	Sequence int64     `json:"sequence"`
+}
+
+// ReadBackup reads a backup's text and checks it.
+func ReadBackup(r io.Reader) (*Backup, error) {
+	d := json.NewDecoder(r)
+	d.DisallowUnknownFields()
+	b := new(Backup)
+	if err := d.Decode(b); err != nil {
+		return nil, fmt.Errorf("read backup: %w", err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("read backup: something follows it")
+	}
+	switch {
+	case b.Kind != BackupKind:
+		return nil, fmt.Errorf("read backup: its kind is %q, not %q", b.Kind, BackupKind)
+	case b.Version > BackupVersion:
+		return nil, fmt.Errorf("read backup: %w: version %d, this program knows %d", ErrNewer, b.Version, BackupVersion)
+	case b.Version < 1:
+		return nil, fmt.Errorf("read backup: there is no version %d", b.Version)
+	}
+	_, err := b.Check(policy.MaxTag)
+	if err != nil {
+		return nil, fmt.Errorf("read backup: %w", err)
+	}
+	return b, nil
+}
+
+// Check returns the policies if they and the tags agree: each is valid, and an
+// app has a tag, its own, exactly while it is in a policy. ErrConflict otherwise.
+func (b *Backup) Check(maxTag policy.Tag) ([]policy.Policy, error) {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("%w: %w", ErrConflict, fmt.Errorf(format, args...))
+	}
+	tags := make(map[policy.AppID]policy.Tag)
+	given := make(map[policy.Tag]bool)
+	for _, t := range b.Tags {
+		switch {
+		case t.Tag == policy.NoTag || t.Tag > maxTag:
+			return nil, bad("tag %d is not from 1 to %d", t.Tag, maxTag)
+		case given[t.Tag]:
+			return nil, bad("tag %s is there twice", t.Tag)
+		case t.App != "" && tags[t.App] != policy.NoTag:
+			return nil, bad("app %s has two tags, %s and %s", t.App, tags[t.App], t.Tag)
+		}
+		given[t.Tag] = true
+		if t.App != "" {
+			tags[t.App] = t.Tag
+		}
+	}
+	ps := make([]policy.Policy, len(b.Policies))
+	used := make(map[policy.AppID]bool)
+	for i, p := range b.Policies {
+		var err error
+		if ps[i], err = p.Domain(); err != nil {
+			return nil, bad("policy %d: %w", i+1, err)
+		}
+		for _, app := range []policy.AppID{ps[i].Source, ps[i].Destination} {
+			if tags[app] == policy.NoTag {
+				return nil, bad("app %s is in a policy and has no tag", app)
+			}
+			used[app] = true
+		}
+	}
+	for app, tag := range tags {
+		if !used[app] {
+			return nil, bad("app %s has the tag %s and is in no policy", app, tag)
+		}
+	}
+	return ps, nil
+}
+
+// FromFoundation makes a backup of what a Cloud Foundry policy server's external
+// API answers at /networking/v1/external/policies and …/tags. The tags stay as
+// they are, so that cells of both kinds mean the same by them. Tags below the
+// highest that nobody has are free.
+func FromFoundation(policies api.Policies, tags api.Tags, now time.Time) (*Backup, error) {
+	b := &Backup{Kind: BackupKind, Version: BackupVersion, At: now, PoliciesUpdated: now, Policies: policies.Policies}
+	used := make(map[policy.AppID]bool)
+	for _, p := range policies.Policies {
+		used[p.Source.ID], used[p.Destination.ID] = true, true
+	}
+	byTag := make(map[policy.Tag]policy.AppID)
+	var highest policy.Tag
+	for _, t := range tags.Tags {
+		tag, err := policy.ParseTag(t.Tag)
+		switch {
+		case err != nil:
+			return nil, err
+		case tag == policy.NoTag || tag > policy.MaxTag:
+			return nil, fmt.Errorf("tag %s of %s does not exist", t.Tag, t.ID)
+		case byTag[tag] != "":
+			return nil, fmt.Errorf("tag %s is that of %s and of %s", t.Tag, byTag[tag], t.ID)
+		}
+		if used[t.ID] { // else its last policy was deleted between the two answers
+			byTag[tag] = t.ID
+			highest = max(highest, tag)
+		}
+	}
+	for tag := policy.Tag(1); tag <= highest; tag++ {
+		b.Tags = append(b.Tags, BackupTag{Tag: tag, App: byTag[tag]})
+	}
+	if _, err := b.Check(policy.MaxTag); err != nil {
+		return nil, fmt.Errorf("the two answers do not belong together, ask for both again: %w", err)
+	}
+	return b, nil
+}
