@@ -47,12 +47,17 @@ type Backup struct {
 	Cells           []BackupCell     `json:"cells"`
 	Endpoints       []api.Endpoint   `json:"endpoints"`
 	Audit           []api.AuditEntry `json:"audit"` // oldest first
+
+	GroupsUpdated  time.Time           `json:"groups_updated,omitzero"`
+	SecurityGroups []api.SecurityGroup `json:"security_groups"` // in the order in which they are paged
 }
 
-// BackupTag is a tag that was given once. Without an app it is free from FreeAt on.
+// BackupTag is a tag that was given once, to an app or, with a type, to what else
+// App names. Without an app it is free from FreeAt on.
 type BackupTag struct {
 	Tag    policy.Tag   `json:"tag"`
 	App    policy.AppID `json:"app,omitempty"`
+	Type   string       `json:"type,omitempty"` // as in api.AppTag
 	FreeAt time.Time    `json:"free_at,omitzero"`
 }
 
@@ -114,12 +119,14 @@ func ReadBackup(r io.Reader) (*Backup, error) {
 }
 
 // Check returns the policies if they and the tags agree: each is valid, and an
-// app has a tag, its own, exactly while it is in a policy. ErrConflict otherwise.
+// app in a policy has a tag, its own. ErrConflict otherwise, and where a security
+// group is there twice.
 func (b *Backup) Check(maxTag policy.Tag) ([]policy.Policy, error) {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%w: %w", ErrConflict, fmt.Errorf(format, args...))
 	}
 	tags := make(map[policy.AppID]policy.Tag)
+	types := make(map[policy.AppID]string)
 	given := make(map[policy.Tag]bool)
 	for _, t := range b.Tags {
 		switch {
@@ -132,11 +139,10 @@ func (b *Backup) Check(maxTag policy.Tag) ([]policy.Policy, error) {
 		}
 		given[t.Tag] = true
 		if t.App != "" {
-			tags[t.App] = t.Tag
+			tags[t.App], types[t.App] = t.Tag, t.Type
 		}
 	}
 	ps := make([]policy.Policy, len(b.Policies))
-	used := make(map[policy.AppID]bool)
 	for i, p := range b.Policies {
 		var err error
 		if ps[i], err = p.Domain(); err != nil {
@@ -146,13 +152,17 @@ func (b *Backup) Check(maxTag policy.Tag) ([]policy.Policy, error) {
 			if tags[app] == policy.NoTag {
 				return nil, bad("app %s is in a policy and has no tag", app)
 			}
-			used[app] = true
+			if kind := types[app]; kind != "" && kind != api.TypeApp {
+				return nil, bad("%s is in a policy and of type %s", app, kind)
+			}
 		}
 	}
-	for app, tag := range tags {
-		if !used[app] {
-			return nil, bad("app %s has the tag %s and is in no policy", app, tag)
+	groups := make(map[string]bool)
+	for _, g := range b.SecurityGroups {
+		if g.GUID == "" || groups[g.GUID] {
+			return nil, bad("security group %q is there twice or has no guid", g.GUID)
 		}
+		groups[g.GUID] = true
 	}
 	return ps, nil
 }
@@ -168,6 +178,7 @@ func FromFoundation(policies api.Policies, tags api.Tags, now time.Time) (*Backu
 		used[p.Source.ID], used[p.Destination.ID] = true, true
 	}
 	byTag := make(map[policy.Tag]policy.AppID)
+	types := make(map[policy.Tag]string)
 	var highest policy.Tag
 	for _, t := range tags.Tags {
 		tag, err := policy.ParseTag(t.Tag)
@@ -179,13 +190,17 @@ func FromFoundation(policies api.Policies, tags api.Tags, now time.Time) (*Backu
 		case byTag[tag] != "":
 			return nil, fmt.Errorf("tag %s is that of %s and of %s", t.Tag, byTag[tag], t.ID)
 		}
-		if used[t.ID] { // else its last policy was deleted between the two answers
-			byTag[tag] = t.ID
+		kind := t.Type
+		if kind == api.TypeApp {
+			kind = ""
+		}
+		if used[t.ID] || kind != "" { // else its last policy was deleted between the two answers
+			byTag[tag], types[tag] = t.ID, kind
 			highest = max(highest, tag)
 		}
 	}
 	for tag := policy.Tag(1); tag <= highest; tag++ {
-		b.Tags = append(b.Tags, BackupTag{Tag: tag, App: byTag[tag]})
+		b.Tags = append(b.Tags, BackupTag{Tag: tag, App: byTag[tag], Type: types[tag]})
 	}
 	if _, err := b.Check(policy.MaxTag); err != nil {
 		return nil, fmt.Errorf("the two answers do not belong together, ask for both again: %w", err)

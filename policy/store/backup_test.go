@@ -19,7 +19,7 @@ const (
 	cfPolicies = `{"total_policies":2,"policies":[
 		{"source":{"id":"web"},"destination":{"id":"db","protocol":"tcp","ports":{"start":80,"end":90}}},
 		{"source":{"id":"db"},"destination":{"id":"db","protocol":"udp","ports":{"start":53,"end":53}}}]}`
-	cfTags = `{"tags":[{"id":"web","tag":"0004","type":"app"},{"id":"db","tag":"0002","type":"app"},{"id":"idle","tag":"0009","type":"app"}]}`
+	cfTags = `{"tags":[{"id":"web","tag":"0004","type":"app"},{"id":"db","tag":"0002","type":"app"},{"id":"idle","tag":"0009","type":"app"},{"id":"gorouter","tag":"0005","type":"router"}]}`
 )
 
 func fromFoundation(t *testing.T, policies, tags string) (*store.Backup, error) {
@@ -40,7 +40,7 @@ func TestFromFoundation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []store.BackupTag{{Tag: 1}, {Tag: 2, App: "db"}, {Tag: 3}, {Tag: 4, App: "web"}}
+	want := []store.BackupTag{{Tag: 1}, {Tag: 2, App: "db"}, {Tag: 3}, {Tag: 4, App: "web"}, {Tag: 5, App: "gorouter", Type: "router"}}
 	if diff := cmp.Diff(want, b.Tags); diff != "" {
 		t.Errorf("tags (-want +got):\n%s", diff)
 	}

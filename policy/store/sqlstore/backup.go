@@ -23,11 +23,20 @@ func (d *db) Export(ctx context.Context) (*store.Backup, error) {
 			return err
 		}
 		b = &store.Backup{Kind: store.BackupKind, Version: store.BackupVersion, At: micros(now.UnixMicro())}
-		var updated int64
-		if err = q.QueryRowContext(ctx, `SELECT epoch, revision, policies_updated FROM meta`).Scan(&b.Epoch, &b.Revision, &updated); err != nil {
+		var updated, groupsUpdated int64
+		if err = q.QueryRowContext(ctx, `SELECT epoch, revision, policies_updated, groups_updated FROM meta`).
+			Scan(&b.Epoch, &b.Revision, &updated, &groupsUpdated); err != nil {
 			return err
 		}
 		b.PoliciesUpdated = micros(updated)
+		if groupsUpdated != 0 {
+			b.GroupsUpdated = micros(groupsUpdated)
+		}
+		if b.SecurityGroups, err = list(ctx, q, func(r *sql.Rows, g *api.SecurityGroup) error {
+			return scanGroup(r, (*policy.SecurityGroup)(g))
+		}, `SELECT `+groupColumns+` FROM security_groups ORDER BY id`); err != nil {
+			return err
+		}
 		ps, err := d.listPolicies(ctx, q, store.Filter{})
 		if err != nil {
 			return err
@@ -38,12 +47,15 @@ func (d *db) Export(ctx context.Context) (*store.Backup, error) {
 		}
 		if b.Tags, err = list(ctx, q, func(r *sql.Rows, t *store.BackupTag) error {
 			var free int64
-			err := r.Scan(&t.Tag, &t.App, &free)
+			err := r.Scan(&t.Tag, &t.App, &t.Type, &free)
 			if t.App == "" {
 				t.FreeAt = micros(free)
 			}
+			if t.App == "" || t.Type == api.TypeApp {
+				t.Type = ""
+			}
 			return err
-		}, `SELECT tag, coalesce(app, ''), free_at FROM tags ORDER BY tag`); err != nil {
+		}, `SELECT tag, coalesce(app, ''), type, free_at FROM tags ORDER BY tag`); err != nil {
 			return err
 		}
 		if b.Orgs, err = list(ctx, q, func(r *sql.Rows, o *store.BackupOrg) error { return r.Scan(&o.GUID, &o.Name) },
@@ -92,6 +104,13 @@ func (d *db) Import(ctx context.Context, b *store.Backup) error {
 		if revision != 0 {
 			return fmt.Errorf("%w: the store is not empty: it is at revision %d", store.ErrConflict, revision)
 		}
+		var groups bool // they raise no revision
+		if err := t.row(&groups, `SELECT EXISTS (SELECT 1 FROM security_groups)`); err != nil {
+			return err
+		}
+		if groups {
+			return fmt.Errorf("%w: the store is not empty: it has security groups", store.ErrConflict)
+		}
 		ps, err := b.Check(d.options.MaxTag)
 		if err != nil {
 			return err
@@ -104,6 +123,7 @@ func (d *db) Import(ctx context.Context, b *store.Backup) error {
 			func() error { return t.putRegistry(b) },
 			func() error { return t.putCells(b) },
 			func() error { return t.putAudit(b.Audit) },
+			func() error { return t.putGroups(b) },
 		} {
 			if err := put(); err != nil {
 				return err
@@ -159,11 +179,24 @@ func (t *tx) putPolicies(ps []policy.Policy, tags []store.BackupTag) error {
 		if !tag.FreeAt.IsZero() {
 			free = tag.FreeAt.UnixMicro()
 		}
-		if err := t.exec(`INSERT INTO tags (tag, app, free_at) VALUES (?, ?, ?)`, tag.Tag, orNull(string(tag.App)), free); err != nil {
+		if err := t.exec(`INSERT INTO tags (tag, app, type, free_at) VALUES (?, ?, ?, ?)`,
+			tag.Tag, orNull(string(tag.App)), tagType(tag.Type), free); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (t *tx) putGroups(b *store.Backup) error {
+	for _, g := range b.SecurityGroups {
+		if _, err := t.putGroup(policy.SecurityGroup(g)); err != nil {
+			return err
+		}
+	}
+	if b.GroupsUpdated.IsZero() {
+		return nil
+	}
+	return t.exec(`UPDATE meta SET groups_updated = ?`, b.GroupsUpdated.UnixMicro())
 }
 
 func (t *tx) putRegistry(b *store.Backup) error {

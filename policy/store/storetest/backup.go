@@ -21,7 +21,8 @@ import (
 
 // furnished is a store with something of everything: policies, tags in use and
 // at rest, named and nameless apps, a cell with containers, one whose lease has
-// ended, one whose subnet another got, and a silk peer.
+// ended, one whose subnet another got, a silk peer, one that leases, a cell of
+// mode wireguard, the router's tag and security groups.
 func furnished(t *testing.T, open Open) *fixture {
 	f := start(t, open)
 	f.add(allow("web", "db", policy.TCP, 80), allow("web", "cache", policy.UDP, 53, 60), allow("gone", "db", policy.TCP, 1))
@@ -40,6 +41,17 @@ func furnished(t *testing.T, open Open) *fixture {
 		t.Fatalf("both had %s", lost.Subnet)
 	}
 	f.must(f.AddPeer(t.Context(), api.Peer{Name: "silk", Underlay: netip.MustParseAddr("192.0.2.9"), Subnet: lost.Subnet}))
+	f.acquire("192.0.2.11", false)
+	f.acquire("192.0.2.12", true)
+	_, err := f.Lease(t.Context(), "wg", api.LeaseRequest{Underlay: netip.MustParseAddr("192.0.2.5"), Port: 4789,
+		Mode: api.ModeWireGuard, Key: api.TunnelKey{1, 2, 3}, WireGuardPort: 51820})
+	f.must(err)
+	_, err = f.Tag(t.Context(), "router", "router")
+	f.must(err)
+	for _, name := range []string{"b", "a", "c"} {
+		f.must(f.PutSecurityGroup(t.Context(), group(name, "s1", "s2")))
+	}
+	f.must(f.DeleteSecurityGroup(t.Context(), "guid-c"))
 	return f
 }
 
@@ -85,6 +97,24 @@ var backupTests = map[string]func(*testing.T, Open){
 			t.Errorf("restored (-was +is):\n%s", diff)
 		}
 		same(t, "tags", g.tags(), f.tags())
+		same(t, "silk leases", g.silkLeases(), f.silkLeases())
+		for _, filter := range []store.GroupFilter{{All: true}, {Spaces: []string{"s2"}}} {
+			was, _, err := f.SecurityGroups(t.Context(), filter)
+			f.must(err)
+			is, _, err := g.SecurityGroups(t.Context(), filter)
+			g.must(err)
+			if len(was) == 0 {
+				t.Error("no groups to compare")
+			}
+			same(t, "security groups", is, was)
+		}
+		was, err := f.SecurityGroupsUpdated(t.Context())
+		f.must(err)
+		is, err := g.SecurityGroupsUpdated(t.Context())
+		g.must(err)
+		if !is.Equal(was) {
+			t.Errorf("groups updated at %s, were at %s", is, was)
+		}
 		if after.Epoch == b.Epoch || after.Epoch == fresh || after.Epoch != g.Epoch() {
 			t.Errorf("epoch %s, of the backup %s, of the empty store %s, told %s", after.Epoch, b.Epoch, fresh, g.Epoch())
 		}
@@ -114,8 +144,8 @@ var backupTests = map[string]func(*testing.T, Open){
 		if r != after.Revision+1 {
 			t.Errorf("the first change is %d, after %d", r, after.Revision)
 		}
-		if tags := g.tags(); tags["new"] != 5 {
-			t.Errorf("tag of a new app is %d; 1 to 3 are used, 4 rests", tags["new"])
+		if tags := g.tags(); tags["new"] != 6 {
+			t.Errorf("tag of a new app is %d; 1 to 3 and 5 are used, 4 rests", tags["new"])
 		}
 		l := g.lease("two", at("192.0.2.2:4789"))
 		if l.Generation != 2 {
@@ -134,7 +164,8 @@ var backupTests = map[string]func(*testing.T, Open){
 			"a tag twice":             func(b *store.Backup) { b.Tags[1].Tag = b.Tags[0].Tag },
 			"a tag that is none":      func(b *store.Backup) { b.Tags[0].Tag = 70000 },
 			"an app without tag":      func(b *store.Backup) { b.Tags[0].App = "" },
-			"a tag without policy":    func(b *store.Backup) { b.Tags[3].App = "idle" },
+			"a router in a policy":    func(b *store.Backup) { b.Tags[0].Type = "router" },
+			"a group twice":           func(b *store.Backup) { b.SecurityGroups[1].GUID = b.SecurityGroups[0].GUID },
 			"a bad policy":            func(b *store.Backup) { b.Policies[0].Destination.Ports.Start = 0 },
 			"a foreign network":       func(b *store.Backup) { b.Cells[0].Subnet = netip.MustParsePrefix("10.1.2.0/24") },
 			"a cell twice":            func(b *store.Backup) { b.Cells[1].Name = b.Cells[0].Name },
@@ -148,10 +179,15 @@ var backupTests = map[string]func(*testing.T, Open){
 			if err := g.Import(t.Context(), b); err == nil {
 				t.Errorf("%s: imported", name)
 			}
-			if left := g.export(); left.Revision != 0 || len(left.Policies)+len(left.Tags)+len(left.Cells)+len(left.Audit)+len(left.Orgs) > 0 || left.Epoch != g.Epoch() {
+			if left := g.export(); left.Revision != 0 || len(left.Policies)+len(left.Tags)+len(left.Cells)+len(left.Audit)+len(left.Orgs)+len(left.SecurityGroups) > 0 || left.Epoch != g.Epoch() {
 				t.Fatalf("%s: left %+v", name, left)
 			}
 		}
+		g.must(g.PutSecurityGroup(t.Context(), group("early")))
+		if err := g.Import(t.Context(), good); !errors.Is(err, store.ErrConflict) || !strings.Contains(err.Error(), "not empty") {
+			t.Errorf("beside a security group: %v", err)
+		}
+		g.must(g.DeleteSecurityGroup(t.Context(), "guid-early"))
 		g.must(g.Import(t.Context(), good))
 	},
 
