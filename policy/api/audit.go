@@ -37,7 +37,7 @@ const (
 type AuditEntry struct {
 	ID       uint64          `json:"id"` // grows by one with each entry
 	At       time.Time       `json:"at"`
-	Who      string          `json:"who"`  // a token's name, "cell NAME", "uid N", or "server" for what happens by itself
+	Who      string          `json:"who"`  // a token's name, "cell NAME", "legacy NAME", "uid N", or "server" for what happens by itself
 	From     string          `json:"from"` // the caller's address, "admin socket" or "command"; "" for the server itself
 	Action   Action          `json:"action"`
 	Subject  string          `json:"subject"`

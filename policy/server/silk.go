@@ -41,7 +41,8 @@ func NewSilk(s store.SilkStore, log *slog.Logger) *Silk {
 				writeError(w, r, k.log, refuse(http.StatusForbidden, "the certificate has expired", nil))
 				return
 			}
-			if err := h(w, r); err != nil {
+			who := store.Actor{Who: "legacy " + r.TLS.PeerCertificates[0].Subject.CommonName, From: from(r)}
+			if err := h(w, r.WithContext(store.WithActor(r.Context(), who))); err != nil {
 				writeError(w, r, k.log, err)
 			}
 		})

@@ -183,6 +183,11 @@ func (t *tx) grantSilk(old cell, l store.SilkLease) error {
 	if !old.live || old.Subnet != l.Subnet {
 		c.Generation++
 		t.delta.PeersSet = append(t.delta.PeersSet, c.Peer)
+		if old.live {
+			t.audit(api.LeaseChange, c.Name, old.Peer, c.Peer)
+		} else {
+			t.audit(api.LeaseGrant, c.Name, nil, c.Peer)
+		}
 		if err := t.forget(c.Name, l.Subnet); err != nil {
 			return err
 		}

@@ -89,6 +89,15 @@ var auditTests = map[string]func(*testing.T, Open){
 		f.must(f.RemovePeer(ctx("uid 0", "admin socket"), "silk"))
 		expect(revision(), "uid 0@admin socket", "peer.remove silk", j(silk), "")
 
+		daemon := ctx("legacy silk-daemon", "192.0.2.11")
+		leased, err := f.AcquireSilk(daemon, netip.MustParseAddr("192.0.2.11"), false)
+		f.must(err)
+		f.must(f.RenewSilk(daemon, leased))
+		silk = api.Peer{Name: "silk:192.0.2.11", Kind: api.KindSilk, Mode: api.ModeVXLAN, Underlay: leased.Underlay, Port: 4789, Subnet: leased.Subnet, Generation: 1}
+		expect(revision(), "legacy silk-daemon@192.0.2.11", "lease.grant silk:192.0.2.11", "", j(silk))
+		f.must(f.ReleaseSilk(daemon, leased.Underlay))
+		expect(revision(), "legacy silk-daemon@192.0.2.11", "lease.release silk:192.0.2.11", j(silk), "")
+
 		f.must(f.ReleaseLease(one, "one"))
 		expect(revision(), "cell one@192.0.2.1", "lease.release one", j(moved), "")
 		two, err := f.Lease(ctx("cell two", "192.0.2.2"), "two", api.LeaseRequest{Underlay: netip.MustParseAddr("192.0.2.2"), Port: 4789, Mode: api.ModeVXLAN})
