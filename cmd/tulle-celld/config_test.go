@@ -8,6 +8,7 @@ import (
 
 	"tulle/cmd/internal/conf"
 	"tulle/overlay/control"
+	"tulle/policy/api"
 )
 
 const complete = `name: cell-1
@@ -55,6 +56,20 @@ log_level: debug
 	if err != nil {
 		t.Fatal(err)
 	}
+	if d := c.daemon(); d.Mode != api.ModeVXLAN || d.WireGuard != 51820 {
+		t.Errorf("defaults: %+v", d)
+	}
+	c, err = loadConfig(write(t, complete+"mode: wireguard\nwireguard: 0\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := c.daemon(); d.Mode != api.ModeWireGuard || d.WireGuard != 0 {
+		t.Errorf("mode wireguard: %+v", d)
+	}
+	c, err = loadConfig(write(t, complete))
+	if err != nil {
+		t.Fatal(err)
+	}
 	if d := c.daemon(); d.Port != 4789 || d.Metrics != "127.0.0.1:9479" || d.Socket != control.DefaultSocket() {
 		t.Errorf("defaults: %+v", d)
 	}
@@ -66,6 +81,7 @@ func TestConfigFaults(t *testing.T) {
 		{"unknown key", complete + "underlai: 1\n", "line 6: underlai"},
 		{"port", complete + "port: 70000\n", "line 6: port: 70000"},
 		{"mode", complete + "mode: carrier-pigeon\n", `line 6: mode: "carrier-pigeon"`},
+		{"one port for both modes", complete + "mode: wireguard\nwireguard: 4789\n", "line 7: wireguard: 4789"},
 		{"mtu", complete + "mtu: 100\n", "line 6: mtu: 100"},
 		{"metrics", complete + "metrics: nowhere\n", `line 6: metrics: "nowhere"`},
 		{"underlay", strings.Replace(complete, "192.0.2.1", "0.0.0.0", 1), `line 5: underlay: "0.0.0.0"`},

@@ -50,7 +50,7 @@ var TunnelNetwork = netip.MustParsePrefix("100.64.0.0/10")
 
 // LeasedTunnel is the tunnel address that belongs to a lease: the network's
 // subnets of this size are numbered, and so are the addresses of TunnelNetwork.
-// So who holds the lease has the address, and nobody else. It is the zero Addr
+// So among leases of one size who holds the lease has the address, and nobody else. It is the zero Addr
 // where the subnet is no part of the network, or the network has more subnets of
 // the size than TunnelNetwork has addresses.
 func LeasedTunnel(network, subnet netip.Prefix) netip.Addr {

@@ -22,7 +22,7 @@ func (d *db) AddPeer(ctx context.Context, p api.Peer) error {
 		if p.WireGuardPort == 0 {
 			p.WireGuardPort = api.DefaultWireGuardPort
 		}
-		if !p.Tunnel.IsValid() {
+		if !p.Tunnel.IsValid() && d.pool.Contains(p.Subnet) {
 			p.Tunnel = api.LeasedTunnel(d.pool.Network(), p.Subnet)
 		}
 	}
