@@ -82,9 +82,9 @@ func (w *World) StartApp(ctx context.Context, cell *Cell, app string, index int)
 		return nil, err
 	}
 	i.netns, i.Device = ready.NetNS, ready.Device
-	w.mu.Lock()
-	w.namespaces[i.netns] = true
-	w.mu.Unlock()
+	if err := w.pin(i.netns); err != nil {
+		return nil, err
+	}
 	return i, nil
 }
 

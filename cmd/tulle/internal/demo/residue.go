@@ -74,6 +74,26 @@ func (w *World) descendants() []int {
 	return found
 }
 
+// pin holds a container's network namespace until the world is closed: its number
+// is not given to another's meanwhile, so who is found in it is ours.
+func (w *World) pin(ns string) error {
+	for _, pid := range w.descendants() {
+		path := procPath(pid, "ns/net")
+		if link, err := os.Readlink(path); err != nil || link != ns {
+			continue
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			continue // it went meanwhile, and others may be there
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.namespaces[ns] = f
+		return nil
+	}
+	return fmt.Errorf("no process of this world is in the network namespace %s that a container named", ns)
+}
+
 // residue looks for what a closed world should not have left: a process, a
 // network namespace, a device, a socket or a directory.
 func (w *World) residue() error {
@@ -82,16 +102,17 @@ func (w *World) residue() error {
 		errs = append(errs, fmt.Errorf("process %d is left: %s", pid, commandLine(pid)))
 	}
 	for _, pid := range pids() {
-		if ns, err := os.Readlink(procPath(pid, "ns/net")); err == nil && w.namespaces[ns] {
+		if ns, err := os.Readlink(procPath(pid, "ns/net")); err == nil && w.namespaces[ns] != nil {
 			errs = append(errs, fmt.Errorf("network namespace %s is left in process %d: %s", ns, pid, commandLine(pid)))
 		}
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	errs = append(errs, err)
-	for ns := range w.namespaces {
+	for ns, pinned := range w.namespaces {
 		if bytes.Contains(mounts, []byte(" "+ns+" ")) {
 			errs = append(errs, fmt.Errorf("network namespace %s is left as a mount", ns))
 		}
+		errs = append(errs, pinned.Close())
 	}
 	errs = append(errs, w.leftDevices())
 	sockets, err := os.ReadFile("/proc/net/unix")

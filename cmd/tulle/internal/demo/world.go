@@ -59,8 +59,8 @@ type World struct {
 	instances []*Instance
 
 	mu         sync.Mutex
-	processes  []*process      // guarded by mu: all that were started
-	namespaces map[string]bool // guarded by mu: network namespaces that containers were seen in
+	processes  []*process          // guarded by mu: all that were started
+	namespaces map[string]*os.File // guarded by mu: network namespaces that containers were seen in, pinned
 	closed     bool
 }
 
@@ -82,7 +82,7 @@ func NewWorld(o Options) (*World, error) {
 		mode:       cmp.Or(o.Mode, "vxlan"),
 		log:        o.Log,
 		patience:   stopPatience,
-		namespaces: make(map[string]bool),
+		namespaces: make(map[string]*os.File),
 	}
 	if w.root {
 		w.uid = Nobody

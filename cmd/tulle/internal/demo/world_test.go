@@ -176,7 +176,9 @@ func TestResidueNamesNamespaceAndDirectory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.namespaces[own] = true
+	if w.namespaces[own], err = os.Open("/proc/self/ns/net"); err != nil {
+		t.Fatal(err)
+	}
 	left := w.residue()
 	if left == nil {
 		t.Fatal("nothing found")
