@@ -20,7 +20,8 @@ func lint(ctx context.Context, out io.Writer) error {
 		{"gofmt", true, []string{"gofmt", "-l", "cmd", "cni", "overlay", "policy", "tlsproxy"}},
 		{"go vet", false, []string{"go", "vet", "./..."}},
 		{"staticcheck", false, []string{"go", "tool", "staticcheck", "./..."}},
-		{"go.mod", true, []string{"go", "mod", "tidy", "-diff"}},
+		// It fails where it would change anything, and talks of downloads where it would not.
+		{"go.mod", false, []string{"go", "mod", "tidy", "-diff"}},
 		{"layers", false, []string{"go", "test", "-count=1", "-run=^TestLayers", "./cmd"}},
 	}
 	var failed []error

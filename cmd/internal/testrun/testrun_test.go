@@ -144,6 +144,47 @@ func TestReport(t *testing.T) {
 	}
 }
 
+// TestAgain runs the go tool on modules with a test that fails the first time,
+// one that always fails, and one that does not build.
+func TestAgain(t *testing.T) {
+	const once = `package a
+import ("os"; "testing")
+func TestGood(t *testing.T) {}
+func TestOnce(t *testing.T) {
+	if _, err := os.Stat("seen"); err != nil {
+		os.WriteFile("seen", nil, 0o600)
+		t.Fatal("the first time")
+	}
+}
+`
+	for _, row := range []struct {
+		name, more string
+		good       bool
+		want       string
+	}{
+		{"steady alone", "", true, "UNSTEADY a: failed beside others, passed alone: TestOnce"},
+		{"never", "func TestNever(t *testing.T) { t.Fatal(`always`) }\n", false, "--- FAIL: a TestNever"},
+		{"raced", "func TestRaced(t *testing.T) { t.Fatal(`WARNING: DATA RACE`) }\n", false, "DATA RACE"},
+		{"does not build", "func TestBuild(t *testing.T) { nothing }\n", false, "undefined: nothing"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Chdir(t.TempDir())
+			for name, text := range map[string]string{"go.mod": "module a\ngo 1.26\n", "a_test.go": once + row.more} {
+				if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var out bytes.Buffer
+			if err := goTest(t.Context(), &out, false); (err == nil) != row.good {
+				t.Errorf("%v\n%s", err, &out)
+			}
+			if !strings.Contains(out.String(), row.want) {
+				t.Errorf("does not say %q:\n%s", row.want, &out)
+			}
+		})
+	}
+}
+
 func TestVerdict(t *testing.T) {
 	for _, row := range []struct {
 		name            string
