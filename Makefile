@@ -1,6 +1,6 @@
 # One page: what there is to run. Logic lives in Go (cmd/internal/testrun).
 
-BINARIES := tulle tulle-policy-server tulle-celld tulle-tlsproxy tulle-cni
+BINARIES := tulle tulle-policy-server tulle-celld tulle-tlsproxy tulle-cni tulle-bench
 GO       ?= go
 
 .PHONY: help build demo test race fuzz bench lint clean
@@ -23,8 +23,8 @@ race: ## all tests under the race detector (needs a C compiler; as root it insta
 fuzz: ## each fuzz target for a minute (FUZZTIME=10m for longer)
 	@$(GO) run ./cmd/internal/testrun fuzz -fuzztime=$(or $(FUZZTIME),1m)
 
-bench: ## the benchmarks beside the code
-	$(GO) test -run='^$$' -bench=. -benchmem ./policy/... ./overlay/...
+bench: build ## Tulle beside what it replaces (ARGS="--scenario rr", ARGS=list), as root
+	@bin/tulle-bench $(ARGS)
 
 lint: ## gofmt, vet, staticcheck, go.mod as tidy would have it, layers and package comments
 	@$(GO) run ./cmd/internal/testrun lint

@@ -17,7 +17,7 @@ import (
 // layers below its own, so a folder further down can be read without one
 // further up. A new package takes its place here.
 var layers = [][]string{
-	{"docs", "policy", "overlay/packet", "overlay/packet/packettest", "overlay/vxlan", "cmd/internal/conf", "cmd/internal/testrun"},
+	{"docs", "policy", "overlay/packet", "overlay/packet/packettest", "overlay/vxlan", "cmd/internal/conf", "cmd/internal/testrun", "cmd/tulle-bench/internal/bench"},
 	{"policy/api", "policy/table", "policy/lease", "policy/auth", "policy/ca",
 		"overlay/fib", "overlay/flow", "overlay/tun", "overlay/udp", "overlay/dns", "overlay/netcfg", "tlsproxy/certs"},
 	{"tlsproxy"},
@@ -32,7 +32,7 @@ var layers = [][]string{
 	{"policy/server/metrics", "cmd/tulle/internal/cli", "cmd/tulle/internal/echo", "cmd/tulle/internal/run"},
 	{"cmd/tulle/internal/demo"},
 	{"cmd/tulle/internal/e2e"},
-	{"cmd", "cmd/tulle", "cmd/tulle-policy-server", "cmd/tulle-celld", "cmd/tulle-tlsproxy", "cmd/tulle-cni"},
+	{"cmd", "cmd/tulle", "cmd/tulle-policy-server", "cmd/tulle-celld", "cmd/tulle-tlsproxy", "cmd/tulle-cni", "cmd/tulle-bench"},
 }
 
 // pure packages decide and compute: no sockets, files, clock or logger.
