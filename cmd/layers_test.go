@@ -29,8 +29,8 @@ var layers = [][]string{
 	{"policy/store/sqlite", "policy/store/postgres", "policy/store/storetest", "policy/hub", "policy/asgsync", "overlay/datapath", "overlay/endpoint", "overlay/holder", "overlay/wireguard", "cni/netconf", "overlay/contain", "cmd/internal/promtest"},
 	{"policy/server", "overlay", "cni"},
 	{"cni/internal/cnitest"},
-	{"policy/server/metrics", "cmd/tulle/internal/cli", "cmd/tulle/internal/echo", "cmd/tulle/internal/run"},
-	{"cmd/tulle/internal/demo"},
+	{"policy/server/metrics", "cmd/tulle/internal/cli", "cmd/internal/echo", "cmd/tulle/internal/run"},
+	{"cmd/internal/demo"},
 	{"cmd/tulle/internal/e2e"},
 	{"cmd", "cmd/tulle", "cmd/tulle-policy-server", "cmd/tulle-celld", "cmd/tulle-tlsproxy", "cmd/tulle-cni", "cmd/tulle-bench"},
 }

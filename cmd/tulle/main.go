@@ -8,9 +8,9 @@ import (
 	"io"
 	"os"
 
+	"tulle/cmd/internal/demo"
+	"tulle/cmd/internal/echo"
 	"tulle/cmd/tulle/internal/cli"
-	"tulle/cmd/tulle/internal/demo"
-	"tulle/cmd/tulle/internal/echo"
 	"tulle/cmd/tulle/internal/run"
 	"tulle/overlay/contain"
 )

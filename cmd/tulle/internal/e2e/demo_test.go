@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"tulle/cmd/tulle/internal/demo"
+	"tulle/cmd/internal/demo"
 	"tulle/overlay/netcfg/nstest"
 )
 

@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"tulle/cmd/tulle/internal/demo"
-	"tulle/cmd/tulle/internal/echo"
+	"tulle/cmd/internal/demo"
+	"tulle/cmd/internal/echo"
 	"tulle/overlay/control"
 	"tulle/overlay/netcfg"
 	"tulle/overlay/netcfg/nstest"

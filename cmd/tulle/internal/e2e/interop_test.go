@@ -23,8 +23,8 @@ import (
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 
-	"tulle/cmd/tulle/internal/demo"
-	"tulle/cmd/tulle/internal/echo"
+	"tulle/cmd/internal/demo"
+	"tulle/cmd/internal/echo"
 	"tulle/overlay/netcfg"
 	"tulle/overlay/netcfg/nstest"
 	"tulle/policy"

@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"tulle/cmd/tulle/internal/demo"
+	"tulle/cmd/internal/demo"
 )
 
 // getterRole makes this test binary a program that gets one URL, as curl would

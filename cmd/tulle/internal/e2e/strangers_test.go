@@ -19,7 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"tulle/cmd/tulle/internal/demo"
+	"tulle/cmd/internal/demo"
 	"tulle/policy"
 )
 

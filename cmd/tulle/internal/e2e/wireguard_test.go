@@ -24,8 +24,8 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
 
-	"tulle/cmd/tulle/internal/demo"
-	"tulle/cmd/tulle/internal/echo"
+	"tulle/cmd/internal/demo"
+	"tulle/cmd/internal/echo"
 	"tulle/overlay/control"
 	"tulle/overlay/netcfg/nstest"
 	"tulle/overlay/packet/packettest"

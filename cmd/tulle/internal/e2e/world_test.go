@@ -8,7 +8,7 @@ import (
 	"sync"
 	"testing"
 
-	"tulle/cmd/tulle/internal/demo"
+	"tulle/cmd/internal/demo"
 	"tulle/overlay/netcfg/nstest"
 )
 

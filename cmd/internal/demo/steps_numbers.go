@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"tulle/cmd/tulle/internal/echo"
+	"tulle/cmd/internal/echo"
 )
 
 // throughput downloads across cells for a moment.

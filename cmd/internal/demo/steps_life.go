@@ -6,7 +6,7 @@ import (
 	"net/netip"
 	"time"
 
-	"tulle/cmd/tulle/internal/echo"
+	"tulle/cmd/internal/echo"
 	"tulle/overlay/control"
 	"tulle/policy"
 )

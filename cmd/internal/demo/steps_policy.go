@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"time"
 
-	"tulle/cmd/tulle/internal/echo"
+	"tulle/cmd/internal/echo"
 	"tulle/policy"
 )
 

@@ -8,7 +8,7 @@ import (
 	"os"
 	"strconv"
 
-	"tulle/cmd/tulle/internal/echo"
+	"tulle/cmd/internal/echo"
 )
 
 // Ports that every instance serves.

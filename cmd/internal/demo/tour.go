@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"time"
 
-	"tulle/cmd/tulle/internal/echo"
+	"tulle/cmd/internal/echo"
 )
 
 // tour is the demo under way: a world, its apps, and the report of what they
