@@ -92,9 +92,12 @@ func (l *life) admit(ctx context.Context, r control.AttachRequest, dev tun.Devic
 	}
 	e, err = l.d.ledger.Attach(endpoint.Endpoint{
 		Container: r.Container, App: r.App, AppID: id, Instance: r.Instance, Device: r.Device, Lifeline: r.Lifeline, UID: r.Peer.UID,
+		Network: r.Network, Address: r.Address,
 	})
 	switch {
-	case errors.Is(err, endpoint.ErrPoolEmpty):
+	case errors.Is(err, endpoint.ErrNoAddress):
+		return e, control.Errorf(control.CodeNoAddress, "attach %s: %v", r.Container, err)
+	case errors.Is(err, endpoint.ErrPoolEmpty), errors.Is(err, endpoint.ErrResting):
 		return e, control.Errorf(control.CodePoolEmpty, "attach %s: %v", r.Container, err)
 	case err != nil:
 		return e, err

@@ -136,6 +136,10 @@ func (c *cell) Detach(_ context.Context, _ control.Peer, d control.Detach) error
 	return nil
 }
 
+func (c *cell) GC(context.Context, control.Peer, control.GC) (control.Collected, error) {
+	return control.Collected{}, nil
+}
+
 func (c *cell) List(context.Context) ([]control.Endpoint, error) { return nil, nil }
 
 func (c *cell) Status(context.Context) (control.Status, error) { return control.Status{}, nil }

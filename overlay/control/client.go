@@ -79,6 +79,13 @@ func (c *Client) Detach(ctx context.Context, d Detach) error {
 	return c.do(ctx, opDetach, d, nil)
 }
 
+// GC ends the caller's own endpoints of a network that it does not name.
+func (c *Client) GC(ctx context.Context, g GC) (Collected, error) {
+	var got Collected
+	err := c.do(ctx, opGC, g, &got)
+	return got, err
+}
+
 // List is the cell's endpoints, by container.
 func (c *Client) List(ctx context.Context) ([]Endpoint, error) {
 	var got []Endpoint

@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -57,6 +59,10 @@ func (d *daemon) Detach(_ context.Context, _ Peer, r Detach) error {
 	defer d.mu.Unlock()
 	d.detached = append(d.detached, r)
 	return nil
+}
+
+func (d *daemon) GC(_ context.Context, p Peer, g GC) (Collected, error) {
+	return Collected{Containers: []string{g.Network, fmt.Sprint(p.UID), g.Keep[0]}}, nil
 }
 
 func (d *daemon) List(context.Context) ([]Endpoint, error) {
@@ -180,6 +186,9 @@ func TestRequestsReachTheHandler(t *testing.T) {
 	}
 	if err := c.Detach(ctx, Detach{Container: "c1"}); err != nil {
 		t.Error(err)
+	}
+	if got, err := c.GC(ctx, GC{Network: "n", Keep: []string{"c2"}}); err != nil || !slices.Equal(got.Containers, []string{"n", fmt.Sprint(os.Getuid()), "c2"}) {
+		t.Errorf("GC: %v, %v", got, err)
 	}
 	if list, err := c.List(ctx); err != nil || len(list) != 1 || list[0].Container != "c1" {
 		t.Errorf("List: %v, %v", list, err)

@@ -12,6 +12,7 @@ import (
 const (
 	opAttach = "attach"
 	opDetach = "detach"
+	opGC     = "gc"
 	opList   = "list"
 	opStatus = "status"
 )
@@ -23,7 +24,7 @@ const (
 )
 
 // decodeRequest turns a payload with n descriptors beside it into one of
-// Attach, Detach, listRequest or statusRequest, checked. The sender is any
+// Attach, Detach, GC, listRequest or statusRequest, checked. The sender is any
 // local process that may open the socket; every refusal is a bad_request.
 func decodeRequest(payload []byte, n int) (any, error) {
 	var r request
@@ -46,6 +47,12 @@ func decodeRequest(payload []byte, n int) (any, error) {
 			return nil, Errorf(CodeBadRequest, "detach: %v", err)
 		}
 		return d, checkContainer(d.Container)
+	case opGC:
+		var g GC
+		if err := json.Unmarshal(r.Body, &g); err != nil {
+			return nil, Errorf(CodeBadRequest, "gc: %v", err)
+		}
+		return g, g.check()
 	case opList:
 		return listRequest{}, nil
 	case opStatus:
@@ -72,6 +79,12 @@ func (a Attach) check(files int) error {
 	if a.Device == "" || !printable(a.Device, maxDevice) || strings.ContainsAny(a.Device, "/ ") {
 		return Errorf(CodeBadRequest, "device %.32q is no name of a network device", a.Device)
 	}
+	if !printable(a.Network, maxName) {
+		return Errorf(CodeBadRequest, "network %.32q: at most %d printable bytes", a.Network, maxName)
+	}
+	if a.Address.IsValid() && !a.Address.Is4() {
+		return Errorf(CodeBadRequest, "address %s: containers have IPv4 addresses", a.Address)
+	}
 	want := 1
 	switch a.Lifeline {
 	case LifelineConnection, LifelineNone:
@@ -82,6 +95,18 @@ func (a Attach) check(files int) error {
 	}
 	if files != want {
 		return Errorf(CodeBadRequest, "attach with lifeline %s takes %d descriptors, %d came with it", a.Lifeline, want, files)
+	}
+	return nil
+}
+
+func (g GC) check() error {
+	if g.Network == "" || !printable(g.Network, maxName) {
+		return Errorf(CodeBadRequest, "gc of network %.32q: 1 to %d printable bytes", g.Network, maxName)
+	}
+	for _, c := range g.Keep {
+		if err := checkContainer(c); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package control
 
 import (
 	"encoding/json"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -18,6 +19,9 @@ func TestDecodeRequestNamesTheFault(t *testing.T) {
 		{"device with a slash", `{"container":"c","app":{"guid":"g"},"device":"a/b","lifeline":"none"}`, "device"},
 		{"unknown lifeline", `{"container":"c","app":{"guid":"g"},"device":"eth0","lifeline":"prayer"}`, "lifeline"},
 		{"pidfd missing", `{"container":"c","app":{"guid":"g"},"device":"eth0","lifeline":"pidfd"}`, "takes 2 descriptors"},
+		{"newline in a network", `{"container":"c","app":{"guid":"g"},"device":"eth0","lifeline":"none","network":"a\nb"}`, "network"},
+		{"IPv6 address", `{"container":"c","app":{"guid":"g"},"device":"eth0","lifeline":"none","address":"fd00::1"}`, "IPv4"},
+		{"no address", `{"container":"c","app":{"guid":"g"},"device":"eth0","lifeline":"none","address":"here"}`, "attach"},
 		{"wrong type", `{"container":7}`, "attach"},
 	}
 	for _, c := range cases {
@@ -37,6 +41,7 @@ func FuzzDecodeRequest(f *testing.F) {
 	f.Add([]byte(`{"op":"attach","body":{"container":"c1","app":{"guid":"g"},"device":"eth0","lifeline":"none"}}`), 1)
 	f.Add([]byte(`{"op":"attach","body":{"container":"c1","app":{"name":"web","space":"s","org":"o"},"instance":"0","device":"eth0","lifeline":"pidfd","resume":true}}`), 2)
 	f.Add([]byte(`{"op":"detach","body":{"container":"c1"}}`), 0)
+	f.Add([]byte(`{"op":"gc","body":{"network":"n","keep":["c1","c1.eth1"]}}`), 0)
 	f.Add([]byte(`{"op":"list"}`), 0)
 	f.Add([]byte(`{"op":"status","body":null}`), 0)
 	f.Add([]byte(`[`), 0)
@@ -57,6 +62,11 @@ func FuzzDecodeRequest(f *testing.F) {
 			}
 		case Detach:
 			op = opDetach
+		case GC:
+			op = opGC
+			if r.Network == "" {
+				t.Fatalf("accepted %+v", r)
+			}
 		case listRequest:
 			op = opList
 		case statusRequest:
@@ -72,7 +82,7 @@ func FuzzDecodeRequest(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if second, err := decodeRequest(again, files); err != nil || second != got {
+		if second, err := decodeRequest(again, files); err != nil || !reflect.DeepEqual(second, got) {
 			t.Fatalf("%+v reads as %+v, %v", got, second, err)
 		}
 	})

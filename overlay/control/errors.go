@@ -11,6 +11,7 @@ const (
 	CodeNotTUN      Code = "not_tun"     // the descriptor is no TUN device, or not with the flags needed
 	CodeNotAllowed  Code = "not_allowed" // this uid may not
 	CodePoolEmpty   Code = "pool_empty"  // no address is free or rested
+	CodeNoAddress   Code = "no_address"  // the address asked for is in use, or not the cell's to give
 	CodeExists      Code = "exists"      // the container is attached already
 	CodeNotFound    Code = "not_found"   // a resume of what the journal does not have
 	CodeRefused     Code = "refused"     // the policy server refuses the endpoint

@@ -40,6 +40,8 @@ type Handler interface {
 	Attach(ctx context.Context, r AttachRequest) (Attached, error)
 	// Detach checks for itself whether the peer may: only it knows the endpoint.
 	Detach(ctx context.Context, p Peer, d Detach) error
+	// GC never ends what another uid attached.
+	GC(ctx context.Context, p Peer, g GC) (Collected, error)
 	List(ctx context.Context) ([]Endpoint, error)
 	Status(ctx context.Context) (Status, error)
 }
@@ -256,6 +258,8 @@ func (s *Server) handle(ctx context.Context, peer Peer, m received, gone <-chan 
 		held = err == nil && r.Lifeline == LifelineConnection
 	case Detach:
 		ok, err = struct{}{}, s.Handler.Detach(ctx, peer, r)
+	case GC:
+		ok, err = s.Handler.GC(ctx, peer, r)
 	case listRequest:
 		ok, err = s.Handler.List(ctx)
 	case statusRequest:

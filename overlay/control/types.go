@@ -28,6 +28,11 @@ type Attach struct {
 	Instance  string     `json:"instance,omitempty"`
 	Device    string     `json:"device"` // name inside the container's namespace, e.g. eth0
 	Lifeline  Lifeline   `json:"lifeline"`
+	// Network is the runtime's name of the network that the container is attached
+	// to. GC of that network ends what its runtime forgot; "" is never collected.
+	Network string `json:"network,omitempty"`
+	// Address asks for that one, if it is free; invalid: any.
+	Address netip.Addr `json:"address,omitzero"`
 	// Resume asks for the endpoint that the daemon's journal has for Container:
 	// the daemon was restarted and the attacher kept its duplicate.
 	Resume bool `json:"resume,omitempty"`
@@ -51,6 +56,18 @@ type Detach struct {
 	Container string `json:"container"`
 }
 
+// GC ends the sender's endpoints of a network that are not in Keep: those whose
+// runtime died between attach and detach.
+type GC struct {
+	Network string   `json:"network"`
+	Keep    []string `json:"keep"` // containers
+}
+
+// Collected is what a GC ended.
+type Collected struct {
+	Containers []string `json:"containers"`
+}
+
 // Endpoint is a local container in a List.
 type Endpoint struct {
 	Container   string       `json:"container"`
@@ -65,6 +82,7 @@ type Endpoint struct {
 	Lifeline    Lifeline     `json:"lifeline"`
 	Waiting     bool         `json:"waiting,omitempty"` // journalled, its attacher has not come back yet
 	UID         uint32       `json:"uid"`               // who attached it
+	Network     string       `json:"network,omitempty"` // its runtime's name for it
 }
 
 // Status is the daemon's state at a glance.

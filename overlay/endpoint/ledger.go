@@ -238,8 +238,9 @@ func (l *Ledger) SetLease(lease Lease) error {
 	return l.j.sync(at)
 }
 
-// Attach gives e.Container an address and an incarnation; e's own are ignored.
-// ErrExists and ErrPoolEmpty are the caller's to explain.
+// Attach gives e.Container an incarnation and an address: e's own if it has one,
+// any otherwise. ErrExists, ErrPoolEmpty, ErrResting and ErrNoAddress are the
+// caller's to explain.
 func (l *Ledger) Attach(e Endpoint) (Endpoint, error) {
 	at, err := l.attach(&e)
 	if err != nil {
@@ -267,7 +268,12 @@ func (l *Ledger) attach(e *Endpoint) (at int64, err error) {
 	if l.counter == math.MaxUint32 {
 		return 0, errCounter
 	}
-	if e.Address, err = l.pool.Take(l.now()); err != nil {
+	if e.Address.IsValid() {
+		err = l.pool.Ask(e.Address, l.now())
+	} else {
+		e.Address, err = l.pool.Take(l.now())
+	}
+	if err != nil {
 		return 0, err
 	}
 	l.counter++

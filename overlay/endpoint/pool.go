@@ -19,8 +19,15 @@ const (
 	MaxRest = 10 * time.Minute
 )
 
-// ErrPoolEmpty: every address of the lease is in use or rests.
-var ErrPoolEmpty = errors.New("no address is free")
+// Why there is no address.
+var (
+	// ErrPoolEmpty: every address of the lease is in use or rests.
+	ErrPoolEmpty = errors.New("no address is free")
+	// ErrResting: the one asked for was somebody's a moment ago.
+	ErrResting = errors.New("the address is not free yet")
+	// ErrNoAddress: the one asked for is in use, or is not the cell's to give.
+	ErrNoAddress = errors.New("the address cannot be had")
+)
 
 // Pool hands out the addresses of a lease: all but the first, which is the
 // cell's own tunnel endpoint, and the last. What comes back goes to the end of
@@ -66,6 +73,19 @@ func (p *Pool) Take(now time.Duration) (netip.Addr, error) {
 		}
 	}
 	return netip.Addr{}, fmt.Errorf("%w: of %d, %d are in use and %d rest after use", ErrPoolEmpty, len(p.free)+len(p.inUse), len(p.inUse), len(p.free))
+}
+
+// Ask gives out a certain address, which must be free and have rested.
+func (p *Pool) Ask(a netip.Addr, now time.Duration) error {
+	for _, r := range p.free {
+		if r.addr == a && !p.rested(r, now) {
+			return fmt.Errorf("%w: %s rests after its last use, at most %v", ErrResting, a, MaxRest)
+		}
+	}
+	if err := p.Claim(a); err != nil {
+		return fmt.Errorf("%w: %w", ErrNoAddress, err)
+	}
+	return nil
 }
 
 func (p *Pool) rested(r resting, now time.Duration) bool {

@@ -162,3 +162,32 @@ func TestNewPoolRefuses(t *testing.T) {
 		}
 	}
 }
+
+func TestAskForAnAddress(t *testing.T) {
+	p := pool(t, "10.255.7.0/29") // .1 to .6
+	at := func(last byte) netip.Addr { return netip.AddrFrom4([4]byte{10, 255, 7, last}) }
+	if err := p.Ask(at(4), 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		addr netip.Addr
+		want error
+	}{{"in use", at(4), ErrNoAddress}, {"the cell's own", at(0), ErrNoAddress}, {"another lease's", netip.MustParseAddr("10.255.8.1"), ErrNoAddress}, {"no address", netip.Addr{}, ErrNoAddress}} {
+		if err := p.Ask(c.addr, 0); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+	for _, want := range []byte{1, 2, 3, 5, 6} {
+		if got := take(t, p, 0); got != at(want) {
+			t.Errorf("took %s, want %s: it was asked for already, or the order is another", got, at(want))
+		}
+	}
+	p.Put(at(4), 10*time.Second)
+	if err := p.Ask(at(4), 10*time.Second+MaxRest-1); !errors.Is(err, ErrResting) {
+		t.Errorf("of an address that rests: %v", err)
+	}
+	if err := p.Ask(at(4), 10*time.Second+MaxRest); err != nil {
+		t.Errorf("of one that has rested: %v", err)
+	}
+}

@@ -29,6 +29,7 @@ type Endpoint struct {
 	Device    string           `json:"device"`
 	Lifeline  control.Lifeline `json:"lifeline"`
 	UID       uint32           `json:"uid"`
+	Network   string           `json:"network,omitempty"` // the runtime's name; for its GC
 }
 
 // Lease is the cell's lease and when it ends, by two clocks: CLOCK_BOOTTIME

@@ -76,7 +76,7 @@ func (c *Cell) Attach(_ context.Context, r control.AttachRequest) (control.Attac
 	if err != nil {
 		return control.Attached{}, err
 	}
-	e := &Endpoint{Endpoint: control.Endpoint{Container: r.Container, Address: c.Address.Addr(), Lifeline: r.Lifeline}}
+	e := &Endpoint{Endpoint: control.Endpoint{Container: r.Container, Address: c.Address.Addr(), Lifeline: r.Lifeline, Network: r.Network}}
 	if err := raw.Control(func(fd uintptr) { e.device, _ = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
 		return control.Attached{}, err
 	}
@@ -98,6 +98,20 @@ func (c *Cell) drop(name string) {
 		_ = unix.Close(e.device)
 		delete(c.Endpoints, name)
 	}
+}
+
+// GC implements control.Handler; every endpoint is the one caller's.
+func (c *Cell) GC(_ context.Context, _ control.Peer, g control.GC) (control.Collected, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var ended control.Collected
+	for name, e := range c.Endpoints {
+		if e.Network == g.Network && !slices.Contains(g.Keep, name) {
+			ended.Containers = append(ended.Containers, name)
+			c.drop(name)
+		}
+	}
+	return ended, nil
 }
 
 // List implements control.Handler.
