@@ -1,15 +1,12 @@
-// Package cni is the CNI plugin: it makes a container's device inside the
-// namespace that the runtime names, hands its descriptor to the cell daemon and
-// configures it.
+// Package cni is the CNI plugin: the protocol around package attach.
 //
 // Run is one call of the plugin, over injected environment and streams; the
 // specification's version is the one that the configuration asks for, 0.3.1 to
-// 1.1.0. A plugin call is short: it keeps nothing, neither process nor file.
-// The daemon knows the endpoint under the container's id, and something beside
-// the daemon keeps the device; so DEL needs no namespace.
+// 1.1.0. The daemon knows the endpoint under the container's id, and something
+// beside the daemon keeps the device; so DEL needs no namespace.
 //
 // The rights are the runtime's: over the container's network namespace and
-// /dev/net/tun. The daemon has none of them. A failed ADD leaves nothing.
+// /dev/net/tun. The daemon has none of them.
 package cni
 
 import (
@@ -25,6 +22,7 @@ import (
 	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/containernetworking/cni/pkg/version"
 
+	"tulle/cni/attach"
 	"tulle/cni/netconf"
 )
 
@@ -36,6 +34,7 @@ const (
 	CodeExists     uint = 101 // the container is attached already
 	CodeRefused    uint = 102 // the policy server refuses the endpoint
 	CodeDiffers    uint = 103 // CHECK found something else than ADD made
+	CodeNoAddress  uint = 104 // the address asked for is in use, or not the cell's to give
 )
 
 // timeout bounds a call: the daemon waits at most 5 s for its server.
@@ -51,13 +50,8 @@ type call struct {
 	env         func(string) string
 }
 
-// container is the endpoint's name at the daemon: the runtime's id, so that it
-// is found in `tulle list`, and the device where there is another than the usual.
-func (c *call) container() string {
-	if c.device == "eth0" {
-		return c.containerID
-	}
-	return c.containerID + "." + c.device
+func (c *call) container() attach.Container {
+	return attach.Container{ID: c.containerID, Device: c.device, Netns: c.netns, Network: c.conf.Name, Socket: c.conf.Socket}
 }
 
 // Run does what CNI_COMMAND says and returns the exit status. The answer, or
@@ -154,6 +148,7 @@ var verbs = map[string]verb{
 	"ADD":    {since: "0.3.1", container: true, netns: true, do: (*call).add},
 	"DEL":    {since: "0.3.1", container: true, do: (*call).del},
 	"CHECK":  {since: "0.4.0", container: true, netns: true, do: (*call).check},
+	"GC":     {since: "1.1.0", do: (*call).gc},
 	"STATUS": {since: "1.1.0", do: (*call).status},
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 
+	"tulle/cni/attach"
 	"tulle/overlay/control"
 )
 
@@ -25,7 +26,14 @@ func (c *call) result(got control.Attached) (types.Result, error) {
 		*r = *before
 		r.CNIVersion = current.ImplementedSpecVersion
 	}
-	device := &current.Interface{Name: c.device, Mac: madeUpMAC(got.Address.Addr()), Sandbox: c.netns}
+	mac, err := c.conf.MAC(c.args)
+	if err != nil {
+		return nil, types.NewError(types.ErrInvalidNetworkConfig, err.Error(), "")
+	}
+	if mac == "" {
+		mac = attach.MadeUpMAC(got.Address.Addr())
+	}
+	device := &current.Interface{Name: c.device, Mac: mac, Sandbox: c.netns}
 	if c.conf.CNIVersion == "1.1.0" { // which introduced the field
 		device.Mtu = got.MTU
 	}
@@ -35,15 +43,8 @@ func (c *call) result(got control.Attached) (types.Result, error) {
 		Address:   net.IPNet{IP: got.Address.Addr().AsSlice(), Mask: net.CIDRMask(got.Address.Bits(), 32)},
 	})
 	r.Routes = append(r.Routes, &types.Route{Dst: net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}})
-	r.DNS = c.conf.DNS
-	r.DNS.Nameservers = []string{got.Resolver.String()}
+	r.DNS = c.conf.Names(got.Resolver)
 	return r, nil
-}
-
-// madeUpMAC is for runtimes that insist on one (podman): a TUN has none. It is
-// the one silk gives the container of that address.
-func madeUpMAC(a netip.Addr) string {
-	return net.HardwareAddr(append([]byte{0xee, 0xee}, a.AsSlice()...)).String()
 }
 
 // addressGiven is the address that ADD answered for our device.

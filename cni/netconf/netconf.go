@@ -1,16 +1,15 @@
 // Package netconf is the plugin's configuration as a runtime hands it over on
-// standard input, and how a container's application is found in it. It decodes
-// and decides; it opens nothing.
+// standard input, and what it says about a container: whose it is, which address
+// and which names it wants. It decodes and decides; it opens nothing.
 package netconf
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
-	"github.com/google/uuid"
 
 	"tulle/overlay/control"
 	"tulle/policy"
@@ -27,8 +26,16 @@ type Conf struct {
 	// App is the application of every container of the network that does not say
 	// its own.
 	App api.AppRef `json:"app"`
+	// NamePattern finds the application in a container's name: a regular
+	// expression over the whole name with the groups app, space, org and instance.
+	NamePattern string `json:"name_pattern,omitempty"`
 	// Metadata is what Garden's runtime says about the container.
 	Metadata Metadata `json:"metadata"`
+	// Runtime is what the runtime says about this container, as far as the network
+	// declares the capability.
+	Runtime Runtime `json:"runtimeConfig"`
+
+	collects bool // the key of valid attachments is there
 }
 
 // Metadata are the properties of a container that name its application.
@@ -37,6 +44,38 @@ type Conf struct {
 type Metadata struct {
 	AppID         policy.AppID `json:"app_id"`
 	PolicyGroupID policy.AppID `json:"policy_group_id"`
+}
+
+// Runtime are the capability arguments that mean something here.
+type Runtime struct {
+	App          *App              `json:"app,omitempty"`
+	DNS          *DNS              `json:"dns,omitempty"`
+	IPs          []string          `json:"ips,omitempty"`
+	MAC          string            `json:"mac,omitempty"`
+	PortMappings []json.RawMessage `json:"portMappings,omitempty"`
+	NetOutRules  []json.RawMessage `json:"netOutRules,omitempty"`
+	Bandwidth    *Bandwidth        `json:"bandwidth,omitempty"`
+}
+
+// App is an application and an instance of it; capability "app".
+type App struct {
+	api.AppRef
+	Instance string `json:"instance,omitempty"`
+}
+
+// DNS is capability "dns".
+type DNS struct {
+	Servers  []string `json:"servers,omitempty"`
+	Searches []string `json:"searches,omitempty"`
+	Options  []string `json:"options,omitempty"`
+}
+
+// Bandwidth is capability "bandwidth", in bits per second and bits.
+type Bandwidth struct {
+	IngressRate  uint64 `json:"ingressRate,omitempty"`
+	IngressBurst uint64 `json:"ingressBurst,omitempty"`
+	EgressRate   uint64 `json:"egressRate,omitempty"`
+	EgressBurst  uint64 `json:"egressBurst,omitempty"`
 }
 
 // Parse decodes a configuration and the result of the plugin before, if any.
@@ -48,71 +87,24 @@ func Parse(b []byte) (*Conf, error) {
 	if err := version.ParsePrevResult(&c.PluginConf); err != nil {
 		return nil, err
 	}
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal(b, &keys); err != nil {
+		return nil, fmt.Errorf("network configuration: %w", err)
+	}
+	_, c.collects = keys[validKey]
 	if c.Socket == "" {
 		c.Socket = control.DefaultSocket()
 	}
 	return c, nil
 }
 
-// defaultPlace is the space and org of an application named without one, as for
-// `tulle run`.
-const defaultPlace = "default"
+const validKey = "cni.dev/valid-attachments"
 
-// Identify finds the container's application and instance. The first that says
-// it wins: args (CNI_ARGS, e.g. TULLE_APP=web;TULLE_SPACE=dev), the runtime's
-// environment (same names; what `TULLE_APP=web podman run` gives), the runtime's
-// metadata, the network's own app.
-func (c *Conf) Identify(args string, env func(string) string) (api.AppRef, string, error) {
-	given, err := parseArgs(args)
-	if err != nil {
-		return api.AppRef{}, "", err
+// Valid are the attachments that a GC keeps. Without the key there is no telling,
+// and a collection would end every container.
+func (c *Conf) Valid() ([]types.GCAttachment, error) {
+	if !c.collects {
+		return nil, errors.New("GC needs " + validKey)
 	}
-	for _, say := range []func(string) string{func(k string) string { return given[k] }, env} {
-		if app := say("TULLE_APP"); app != "" {
-			return named(app, say("TULLE_SPACE"), say("TULLE_ORG")), say("TULLE_INSTANCE"), nil
-		}
-	}
-	instance := given["TULLE_INSTANCE"]
-	switch m := c.Metadata; {
-	case m.PolicyGroupID != "":
-		return api.AppRef{GUID: m.PolicyGroupID}, instance, nil
-	case m.AppID != "":
-		return api.AppRef{GUID: m.AppID}, instance, nil
-	case c.App.GUID != "":
-		return api.AppRef{GUID: c.App.GUID}, instance, nil
-	case c.App.Name != "":
-		return named(c.App.Name, c.App.Space, c.App.Org), instance, nil
-	}
-	return api.AppRef{}, "", fmt.Errorf(`network %s: nobody says which app the container is: give CNI_ARGS or the environment TULLE_APP, or the network an "app"`, c.Name)
-}
-
-// named takes what looks like a GUID for one.
-func named(app, space, org string) api.AppRef {
-	if _, err := uuid.Parse(app); err == nil {
-		return api.AppRef{GUID: policy.AppID(app)}
-	}
-	if space == "" {
-		space = defaultPlace
-	}
-	if org == "" {
-		org = defaultPlace
-	}
-	return api.AppRef{Name: app, Space: space, Org: org}
-}
-
-// parseArgs reads "K=V;K2=V2". Keys of others (K8S_POD_NAME, IgnoreUnknown) are
-// no fault.
-func parseArgs(args string) (map[string]string, error) {
-	m := map[string]string{}
-	for pair := range strings.SplitSeq(args, ";") {
-		if pair == "" {
-			continue
-		}
-		k, v, ok := strings.Cut(pair, "=")
-		if !ok {
-			return nil, fmt.Errorf("CNI_ARGS: %q is not KEY=VALUE", pair)
-		}
-		m[k] = v
-	}
-	return m, nil
+	return c.ValidAttachments, nil
 }

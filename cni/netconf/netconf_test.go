@@ -16,7 +16,18 @@ func TestIdentify(t *testing.T) {
 		{"args by guid", ``, "TULLE_APP=" + guid, "", "{" + guid + "   } "},
 		{"no space is the default one", ``, "TULLE_APP=web", "", "{ web default default} "},
 		{"args before environment", ``, "TULLE_APP=web", "TULLE_APP=env", "{ web default default} "},
-		{"environment before metadata", `"metadata":{"app_id":"m"}`, "", "TULLE_APP=env", "{ env default default} "},
+		{"args before metadata", `"metadata":{"app_id":"m"}`, "TULLE_APP=web", "", "{ web default default} "},
+		{"metadata before the runtime's capability", `"metadata":{"app_id":"m"},"runtimeConfig":{"app":{"name":"cap"}}`, "", "", "{m   } "},
+		{"capability before environment", `"runtimeConfig":{"app":{"name":"cap","space":"s","instance":"3"}}`, "", "TULLE_APP=env", "{ cap s default} 3"},
+		{"capability by guid", `"runtimeConfig":{"app":{"guid":"g","name":"cap"}}`, "", "", "{g   } "},
+		{"environment before the name", `"name_pattern":"(?P<app>.+)"`, "K8S_POD_NAME=web", "TULLE_APP=env", "{ env default default} "},
+		{"name before the network's app", `"name_pattern":"(?P<org>[a-z]+)_(?P<space>[a-z]+)_(?P<app>[a-z]+)-(?P<instance>[0-9]+)","app":{"name":"n"}`, "K8S_POD_NAME=acme_dev_web-2", "", "{ web dev acme} 2"},
+		{"the id, where there is no name", `"name_pattern":"default-(?P<app>[a-z]+)"`, "", "", "{ id default default} "},
+		{"a name that does not fit", `"name_pattern":"[a-z]+-(?P<app>[a-z]+)","app":{"name":"n"}`, "K8S_POD_NAME=x-web-1", "", "{ n default default} "},
+		{"a name that does not fit, and nobody else", `"name_pattern":"(?P<app>[a-z]+)"`, "K8S_POD_NAME=web-1", "", "error: network net: nobody says which app container web-1 is"},
+		{"a pattern without an app", `"name_pattern":"(?P<space>.+)"`, "K8S_POD_NAME=web", "", "error: name_pattern \"(?P<space>.+)\" has no group (?P<app>"},
+		{"a pattern with another group", `"name_pattern":"(?P<app>.+)(?P<pod>.+)"`, "K8S_POD_NAME=web", "", "error: name_pattern \"(?P<app>.+)(?P<pod>.+)\": group \"pod\" is none of"},
+		{"no pattern at all", `"name_pattern":"("`, "K8S_POD_NAME=web", "", "error: name_pattern: error parsing regexp"},
 		{"policy group before app id", `"metadata":{"app_id":"m","policy_group_id":"p"},"app":{"name":"n"}`, "", "", "{p   } "},
 		{"app id", `"metadata":{"app_id":"m"},"app":{"name":"n"}`, "TULLE_INSTANCE=1", "", "{m   } 1"},
 		{"the network's guid", `"app":{"guid":"g","name":"n"}`, "", "", "{g   } "},
@@ -33,7 +44,7 @@ func TestIdentify(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			ref, instance, err := conf.Identify(c.args, func(k string) string {
+			ref, instance, err := conf.Identify(c.args, "default-id", func(k string) string {
 				v, _ := strings.CutPrefix(c.env, k+"=")
 				if v == c.env {
 					return ""
@@ -56,6 +67,7 @@ func TestIdentify(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"cniVersion":"1.0.0","name":"n","app":{"name":"web"}}`), "TULLE_APP=web")
 	f.Add([]byte(`{"cniVersion":"0.4.0","name":"n","prevResult":{"ips":[{"version":"4","address":"10.0.0.1/32"}]}}`), "")
+	f.Add([]byte(`{"cniVersion":"1.0.0","name":"n","name_pattern":"(?P<app>.*)","runtimeConfig":{"ips":["10.0.0.1/8"],"mac":"02:00:00:00:00:01"}}`), "K8S_POD_NAME=w;IP=10.0.0.1")
 	f.Add([]byte(`{"cniVersion":"1.1.0","prevResult":{"interfaces":[{"name":"a"}]},"metadata":{"app_id":"x"}}`), "A=B;;C=")
 	f.Fuzz(func(t *testing.T, b []byte, args string) {
 		conf, err := netconf.Parse(b)
@@ -65,9 +77,13 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		ref, _, err := conf.Identify(args, func(string) string { return "" })
+		ref, _, err := conf.Identify(args, "c1", func(string) string { return "" })
 		if named := ref.Name != "" || ref.GUID != ""; named == (err != nil) {
 			t.Errorf("app %+v beside error %v", ref, err)
+		}
+		wish, err := conf.Wish(args, "c1", func(string) string { return "" })
+		if err == nil && (wish.App != ref || wish.Address.IsValid() && !wish.Address.Is4()) {
+			t.Errorf("wish %+v of app %+v", wish, ref)
 		}
 	})
 }

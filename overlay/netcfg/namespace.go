@@ -51,6 +51,9 @@ func Same(ns *os.File, path string) (bool, error) {
 func Do(ns *os.File, f func() error) error {
 	return OnThread(func() error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			if errors.Is(err, unix.EPERM) {
+				err = ErrNotOurNamespace
+			}
 			return fmt.Errorf("enter network namespace: %w", err)
 		}
 		return f()

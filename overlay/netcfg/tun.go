@@ -21,7 +21,7 @@ var (
 	ErrNoTUN     = errors.New("this kernel has no " + TUNPath + "; as root: modprobe tun")
 	ErrTUNClosed = errors.New(TUNPath + " cannot be opened by this user; as root: chmod 0666 " + TUNPath +
 		` (to keep it over a reboot: echo 'KERNEL=="tun", MODE="0666"' > /etc/udev/rules.d/70-tun.rules)`)
-	ErrNotOurNamespace = errors.New("no CAP_NET_ADMIN over this network namespace; make the device from inside the user namespace that owns it")
+	ErrNotOurNamespace = errors.New("no rights over this network namespace; run this inside the user namespace that owns it (nsenter -t PID -U --preserve-credentials)")
 	ErrExists          = errors.New("a device of that name is there already")
 )
 

@@ -29,7 +29,10 @@ type Cell struct {
 	Refuse    error                // guarded by mu
 	Address   netip.Prefix         // guarded by mu: the next one given
 	MTU       int                  // guarded by mu
+	Before    func()               // guarded by mu: called when an attach has come
+	After     func()               // guarded by mu: called when the endpoint is there, before the answer
 	seen      Seen                 // guarded by mu
+	attaching sync.WaitGroup
 }
 
 // Endpoint is one attached container.
@@ -62,10 +65,16 @@ func New(t *testing.T) *Cell {
 }
 
 // Attach implements control.Handler.
-func (c *Cell) Attach(_ context.Context, r control.AttachRequest) (control.Attached, error) {
+func (c *Cell) Attach(ctx context.Context, r control.AttachRequest) (control.Attached, error) {
+	c.attaching.Add(1)
+	defer c.attaching.Done()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.seen.Attaches = append(c.seen.Attaches, r.Attach)
+	c.callLocked(c.Before)
+	if ctx.Err() != nil {
+		return control.Attached{}, control.Errorf(control.CodeUnavailable, "the caller has gone")
+	}
 	if c.Refuse != nil {
 		return control.Attached{}, c.Refuse
 	}
@@ -76,12 +85,17 @@ func (c *Cell) Attach(_ context.Context, r control.AttachRequest) (control.Attac
 	if err != nil {
 		return control.Attached{}, err
 	}
-	e := &Endpoint{Endpoint: control.Endpoint{Container: r.Container, Address: c.Address.Addr(), Lifeline: r.Lifeline, Network: r.Network}}
+	address := c.Address
+	if r.Address.IsValid() {
+		address = netip.PrefixFrom(r.Address, 32)
+	}
+	e := &Endpoint{Endpoint: control.Endpoint{Container: r.Container, Address: address.Addr(), Lifeline: r.Lifeline, Network: r.Network}}
 	if err := raw.Control(func(fd uintptr) { e.device, _ = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
 		return control.Attached{}, err
 	}
 	c.Endpoints[r.Container] = e
-	return control.Attached{Address: c.Address, MTU: c.MTU, Resolver: netip.MustParseAddr("169.254.0.2"), App: "guid"}, nil
+	c.callLocked(c.After)
+	return control.Attached{Address: address, MTU: c.MTU, Resolver: netip.MustParseAddr("169.254.0.2"), App: "guid"}, nil
 }
 
 // Detach implements control.Handler.
@@ -142,6 +156,18 @@ func (c *Cell) Seen() Seen {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return Seen{slices.Clone(c.seen.Attaches), slices.Clone(c.seen.Detached), slices.Sorted(maps.Keys(c.Endpoints))}
+}
+
+// Settle returns when no attach is being worked on.
+func (c *Cell) Settle() { c.attaching.Wait() }
+
+// callLocked calls f, if there is one, without the lock.
+func (c *Cell) callLocked(f func()) {
+	if f != nil {
+		c.mu.Unlock()
+		defer c.mu.Lock()
+		f()
+	}
 }
 
 // Set changes the handler's behaviour between calls.

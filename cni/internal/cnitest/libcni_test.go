@@ -13,6 +13,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/vishvananda/netlink"
 
 	"tulle/cni/internal/cnitest"
@@ -79,9 +80,9 @@ func TestLifeOfAContainer(t *testing.T) {
 			}
 			device := netcfg.Device{Name: "eth0", Address: netip.MustParsePrefix("10.255.7.3/32"), MTU: 1410}
 			must(t, n.Do(func() error { return netcfg.Check(device) }))
-			want := []control.Attach{{Container: "c1", Device: "eth0", Lifeline: control.LifelineNone}}
+			want := []control.Attach{{Container: "c1", Network: "web-net", Device: "eth0", Lifeline: control.LifelineNone}}
 			want[0].App.Name, want[0].App.Space, want[0].App.Org = "web", "default", "default"
-			if diff := cmp.Diff(want, c.Seen().Attaches); diff != "" {
+			if diff := cmp.Diff(want, c.Seen().Attaches, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 				t.Errorf("attaches (-want +got):\n%s", diff)
 			}
 

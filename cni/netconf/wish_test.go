@@ -1,0 +1,87 @@
+package netconf_test
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"tulle/cni/netconf"
+)
+
+func parsed(t *testing.T, keys string) *netconf.Conf {
+	t.Helper()
+	if keys != "" {
+		keys = "," + keys
+	}
+	c, err := netconf.Parse([]byte(`{"cniVersion":"1.1.0","name":"net","app":{"name":"web"}` + keys + `}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// TestWish: what a runtime asks for is had, or is refused by name.
+func TestWish(t *testing.T) {
+	for _, c := range []struct{ name, keys, args, want string }{
+		{"nothing", ``, "", "invalid IP"},
+		{"ips", `"runtimeConfig":{"ips":["10.255.7.9/32"]}`, "", "10.255.7.9"},
+		{"ips without a length", `"runtimeConfig":{"ips":["10.255.7.9"]}`, "", "10.255.7.9"},
+		{"podman says it twice", `"runtimeConfig":{"ips":["10.255.7.9"]}`, "IP=10.255.7.9", "10.255.7.9"},
+		{"args", ``, "IgnoreUnknown=1;IP=10.255.7.9", "10.255.7.9"},
+		{"two addresses", `"runtimeConfig":{"ips":["10.255.7.9","10.255.7.10"]}`, "", "error: one address"},
+		{"IPv6", `"runtimeConfig":{"ips":["fd00::1/64"]}`, "", "error: no IPv4 address"},
+		{"no address", ``, "IP=here", "error: no IPv4 address"},
+		{"mac", `"runtimeConfig":{"mac":"02:42:0a:ff:07:09"}`, "", "invalid IP"},
+		{"bad mac", `"runtimeConfig":{"mac":"no"}`, "", "error: no unicast Ethernet address"},
+		{"multicast mac", ``, "MAC=01:00:5e:00:00:01", "error: no unicast Ethernet address"},
+		{"ports", `"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"tcp"}]}`, "", "error: runtimeConfig.portMappings is not supported"},
+		{"no ports", `"runtimeConfig":{"portMappings":[],"bandwidth":{"ingressRate":0}}`, "", "invalid IP"},
+		{"Garden's rules", `"runtimeConfig":{"netOutRules":[{"protocol":0}]}`, "", "error: runtimeConfig.netOutRules is not supported"},
+		{"bandwidth", `"runtimeConfig":{"bandwidth":{"egressRate":1000,"egressBurst":1000}}`, "", "error: runtimeConfig.bandwidth is not supported"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w, err := parsed(t, c.keys).Wish(c.args, "c1", func(string) string { return "" })
+			got := w.Address.String()
+			if err != nil {
+				got = "error: " + err.Error()
+			}
+			want, refusal := strings.CutPrefix(c.want, "error: ")
+			if refusal != (err != nil) || !strings.Contains(got, want) {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+func TestNames(t *testing.T) {
+	own := netip.MustParseAddr("169.254.0.2")
+	for _, c := range []struct{ name, keys, want string }{
+		{"the daemon's resolver", ``, "[169.254.0.2] [] []"},
+		{"the network's domains", `"dns":{"search":["apps.internal"],"options":["ndots:1"]}`, "[169.254.0.2] [apps.internal] [ndots:1]"},
+		{"the network's servers", `"dns":{"nameservers":["192.0.2.53"]}`, "[192.0.2.53] [] []"},
+		{"the runtime's", `"dns":{"nameservers":["192.0.2.53"],"search":["a"],"options":["x"]},"runtimeConfig":{"dns":{"servers":["192.0.2.54"],"searches":["b"],"options":["y"]}}`, "[192.0.2.54] [b] [y]"},
+		{"the runtime's domains alone", `"dns":{"options":["x"]},"runtimeConfig":{"dns":{"searches":["b"]}}`, "[169.254.0.2] [b] [x]"},
+	} {
+		d := parsed(t, c.keys).Names(own)
+		if got := fmt.Sprint(d.Nameservers, d.Search, d.Options); got != c.want {
+			t.Errorf("%s: got %s, want %s", c.name, got, c.want)
+		}
+	}
+}
+
+// TestGCNeedsItsList: without it, everything would be collected.
+func TestGCNeedsItsList(t *testing.T) {
+	if _, err := parsed(t, ``).Valid(); err == nil {
+		t.Error("a configuration without the key has a list")
+	}
+	for keys, want := range map[string]string{
+		`"cni.dev/valid-attachments":[{"containerID":"c1","ifname":"eth0"}]`: "[{c1 eth0}]",
+		`"cni.dev/valid-attachments":[]`:                                     "[]",
+		`"cni.dev/valid-attachments":null`:                                   "[]",
+	} {
+		if got, err := parsed(t, keys).Valid(); err != nil || fmt.Sprint(got) != want {
+			t.Errorf("%s: got %v, %v", keys, got, err)
+		}
+	}
+}
