@@ -19,7 +19,7 @@ import (
 var layers = [][]string{
 	{"docs", "policy", "overlay/packet", "overlay/packet/packettest", "overlay/vxlan", "cmd/internal/conf", "cmd/internal/testrun", "cmd/tulle-bench/internal/bench"},
 	{"policy/api", "policy/table", "policy/lease", "policy/auth", "policy/ca",
-		"overlay/fib", "overlay/flow", "overlay/tun", "overlay/udp", "overlay/dns", "overlay/netcfg", "tlsproxy/certs"},
+		"overlay/fib", "overlay/flow", "overlay/pmtu", "overlay/tun", "overlay/udp", "overlay/dns", "overlay/netcfg", "tlsproxy/certs"},
 	{"tlsproxy"},
 	{"policy/auth/uaa", "policy/cc"},
 	{"policy/auth/uaa/uaatest"},
@@ -37,7 +37,7 @@ var layers = [][]string{
 }
 
 // pure packages decide and compute: no sockets, files, clock or logger.
-var pure = []string{"policy", "policy/table", "overlay/packet", "overlay/vxlan", "overlay/fib", "overlay/flow"}
+var pure = []string{"policy", "policy/table", "overlay/packet", "overlay/pmtu", "overlay/vxlan", "overlay/fib", "overlay/flow"}
 
 // apart says what must not be reached, directly or through others.
 var apart = []struct {

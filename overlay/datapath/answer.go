@@ -96,10 +96,10 @@ func (w *worker) icmp(b []byte, what reply, p []byte, from netip.Addr) []byte {
 	case prohibited:
 		return packet.AppendUnreachable(b, from, packet.CodeProhibited, p, h)
 	case tooBig:
-		if !h.DontFragment || w.p.mtu == 0 {
+		if !h.DontFragment || w.limit == 0 {
 			return b
 		}
-		return packet.AppendTooBig(b, from, uint16(w.p.mtu), p, h)
+		return packet.AppendTooBig(b, from, uint16(w.limit), p, h)
 	case ttlExceeded:
 		return packet.AppendTimeExceeded(b, from, p, h)
 	default:

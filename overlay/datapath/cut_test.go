@@ -162,7 +162,7 @@ func TestCutWithALossOnTheWay(t *testing.T) {
 	connect(client, 4000, server, 80)
 	c, s := client.at(4000), server.at(80)
 	// The segment at 501 is lost, the one at 1501 arrives.
-	w.tap = func(wire) bool { return false }
+	w.tap = func(*wire) bool { return false }
 	server.send(packettest.TCP(s, c, fACK, 501, 101, make([]byte, 1000)))
 	w.tap = nil
 	server.send(packettest.TCP(s, c, fACK, 1501, 101, make([]byte, 1000)))

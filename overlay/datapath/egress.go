@@ -182,8 +182,11 @@ func (w *egress) route(snap *fib.Snapshot, tag policy.Tag) (route, Reason) {
 // forward sends the judged packet p, which lies behind the headroom in w.buf, and
 // counts it. This cell is one hop.
 func (w *egress) forward(to *route, p []byte) Reason {
-	if w.p.mtu != 0 && to.peer != nil {
-		if r := w.fit(p); r != Passed {
+	small := true // fits the way to the peer
+	if to.peer != nil {
+		w.p.used(to.peer.Link)
+		var r Reason
+		if small, r = w.fit(to.peer, p); r != Passed {
 			return r
 		}
 	}
@@ -195,6 +198,8 @@ func (w *egress) forward(to *route, p []byte) Reason {
 	case to.ep != nil:
 		// The super-packet as it was read; the virtio header before it was checked.
 		r = w.write(to.ep, w.buf[virtioAt:headroom+len(p)])
+	case !small:
+		r = w.sealFragments(to.peer, to.tag, p, w.limit)
 	case w.v.GSOType == packet.GSONone:
 		packet.CompleteChecksum(p, &w.h, &w.v)
 		r = w.seal(to.peer, to.tag, w.buf[:headroom+len(p)])
@@ -207,27 +212,46 @@ func (w *egress) forward(to *route, p []byte) Reason {
 	return r
 }
 
-// fit holds the packet against the MTU of the way to other cells. Segments of a
-// TCP super-packet may become smaller, nothing else may.
-func (w *egress) fit(p []byte) Reason {
-	if w.v.GSOType == packet.GSONone {
-		if len(p) > w.p.mtu {
-			return TooBig
+// fit holds the packet against the MTU of the way to a peer. Segments of a TCP
+// super-packet may become smaller; what else is too big is fragmented, if its
+// sender allows it (small is false then), and else refused: w.limit is what fits.
+func (w *egress) fit(peer *fib.Peer, p []byte) (small bool, r Reason) {
+	limit := w.p.wayMTU(peer)
+	if limit == 0 {
+		return true, Passed
+	}
+	w.limit = limit
+	h := &w.h
+	if h.TCPFlags&packet.FlagSYN != 0 {
+		packet.ClampMSS(p, h, limit, w.v.Flags&packet.VirtioNeedsChecksum != 0)
+	}
+	headers := h.HeaderLen + h.L4Len
+	length := len(p)
+	if w.v.GSOType != packet.GSONone {
+		length = headers + min(int(w.v.GSOSize), h.PayloadLen)
+	}
+	switch {
+	case length <= limit:
+		return true, Passed
+	case w.v.GSOType != packet.GSONone && h.Proto == packet.ProtoTCP && headers < limit:
+		w.v.GSOSize = uint16(limit - headers)
+		if packet.Segments(h, &w.v) > packet.MaxFrames {
+			return true, TooBig
 		}
-		return Passed
+		return true, Passed
+	case h.DontFragment || w.v.GSOType != packet.GSONone:
+		return true, TooBig
 	}
-	headers := w.h.HeaderLen + w.h.L4Len
-	if headers+min(int(w.v.GSOSize), w.h.PayloadLen) <= w.p.mtu {
-		return Passed
+	return false, Passed
+}
+
+// wayMTU is the longest packet that gets to a peer; 0: any.
+func (p *Path) wayMTU(peer *fib.Peer) int {
+	found := int(peer.Link.MTU.Load())
+	if found == 0 || p.mtu != 0 && p.mtu < found {
+		return p.mtu
 	}
-	if w.h.Proto != packet.ProtoTCP || headers >= w.p.mtu {
-		return TooBig
-	}
-	w.v.GSOSize = uint16(w.p.mtu - headers)
-	if packet.Segments(&w.h, &w.v) > packet.MaxFrames {
-		return TooBig
-	}
-	return Passed
+	return found
 }
 
 // firstFragment forwards the fragment with the transport header, under the

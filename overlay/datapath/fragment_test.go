@@ -69,7 +69,7 @@ func TestFragmentsOnTheWireInAnyOrder(t *testing.T) {
 	client, server := a.container("web", 2), b.container("db", 3)
 	w.allow("web db udp 53")
 	var held []wire
-	w.tap = func(d wire) bool { held = append(held, d); return false }
+	w.tap = func(d *wire) bool { held = append(held, *d); return false }
 	for _, q := range cutUp(packettest.UDP(client.at(9), server.at(53), make([]byte, 4000)), 7, 1424) {
 		client.send(q)
 	}

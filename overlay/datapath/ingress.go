@@ -24,6 +24,7 @@ type ingress struct {
 	// flush.
 	to    [packet.MaxGroups]*endpoint
 	frags fragments
+	outer packet.ECN // of the outer header of the frame at hand
 }
 
 func newBatch() []udp.Message {
@@ -79,6 +80,7 @@ func (w *ingress) receive(batch []udp.Message) {
 	for i := range batch {
 		m := &batch[i]
 		peer := w.peer(snap, m.From)
+		w.outer = packet.ECN(m.ECN)
 		if m.N == 0 {
 			w.datagram(snap, started, peer, nil)
 		}
@@ -105,6 +107,9 @@ func (w *ingress) datagram(snap *fib.Snapshot, started bool, peer *fib.Peer, b [
 		return
 	}
 	p, tag, r := w.open(peer, w.mode, b)
+	if r == Passed && !packet.CombineECN(p, w.outer) {
+		r = Congested
+	}
 	if r == Passed {
 		r = w.carry(snap, peer, p, tag)
 	}
@@ -138,6 +143,9 @@ func (w *ingress) carry(snap *fib.Snapshot, peer *fib.Peer, p []byte, tag policy
 	}
 	local := snap.Local(h.Dst)
 	if isGateway(peer, h.Src) {
+		if h.Dst == w.p.gateway {
+			return w.p.probes.fromPeer(peer, p, h)
+		}
 		return w.fromGateway(snap, peer, local, p)
 	}
 	if h.Dst == w.p.gateway {
@@ -171,6 +179,10 @@ func (w *ingress) carry(snap *fib.Snapshot, peer *fib.Peer, p []byte, tag policy
 	if peer.Kind == fib.Silk {
 		packet.CompleteLeftover(p, h)
 	}
+	if h.TCPFlags&packet.FlagSYN != 0 {
+		// What the container will send must fit the way back.
+		w.clamp(peer, p)
+	}
 	return w.forward(e, p)
 }
 
@@ -195,6 +207,13 @@ func (w *ingress) identify(snap *fib.Snapshot, peer *fib.Peer, tag policy.Tag) (
 		src.tag = tag
 	}
 	return src, Passed
+}
+
+// clamp holds the segment size that a SYN announces to the way to its sender.
+func (w *ingress) clamp(peer *fib.Peer, p []byte) {
+	if mtu := w.p.wayMTU(peer); mtu != 0 {
+		packet.ClampMSS(p, &w.h, mtu, false)
+	}
 }
 
 // fromGateway takes from a peer itself only ICMP errors that quote a flow of ours.

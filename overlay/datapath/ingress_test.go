@@ -72,14 +72,15 @@ func TestFramesThatAreNotToBeBelieved(t *testing.T) {
 		{"unknown source", a.underlay, sealed(b, tags["web"], udpFrom("10.255.1.50:80")), NoIdentity},
 		{"echo", a.underlay, sealed(b, tags["web"], packettest.ICMP(client.addr, server.addr, 8, 0, 1, nil)), ICMPDenied},
 		{"SCTP", a.underlay, sealed(b, tags["web"], packettest.IPv4{Src: client.addr, Dst: server.addr, Proto: 132, Payload: make([]byte, 20)}.Bytes()), NotAllowedProtocol},
-		{"options", a.underlay, sealed(b, tags["web"], packettest.IPv4{Src: client.addr, Dst: server.addr, Proto: 6, Options: []byte{1, 1, 1, 1}, Payload: syn[20:]}.Bytes()), IPOptions},
+		{"source route", a.underlay, sealed(b, tags["web"], packettest.IPv4{Src: client.addr, Dst: server.addr, Proto: 6, Options: []byte{1, 137, 3, 4}, Payload: syn[20:]}.Bytes()), SourceRoute},
+		{"broken options", a.underlay, sealed(b, tags["web"], packettest.IPv4{Src: client.addr, Dst: server.addr, Proto: 6, Options: []byte{1, 1, 7, 9}, Payload: syn[20:]}.Bytes()), BadPacket},
 		{"another port", a.underlay, sealed(b, tags["web"], packettest.TCP(client.at(4000), server.at(81), fSYN, 1, 0, nil)), NoPolicy},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b.path.Tick(b.path.flows.Now() + 1)
 			before := b.path.Stats()
 			answered := 0
-			w.tap = func(d wire) bool {
+			w.tap = func(d *wire) bool {
 				answered++
 				if d.b[0] != 0x08 || d.b[2] != 0 || d.b[3] != 0 {
 					t.Errorf("the answer carries a tag: % x", d.b[:8])
@@ -214,7 +215,7 @@ func TestSilkPeer(t *testing.T) {
 	silk := a.silk(7)
 	remote := addrPort("10.255.7.5:8080")
 	var out []wire
-	w.tap = func(d wire) bool { out = append(out, d); return true }
+	w.tap = func(d *wire) bool { out = append(out, *d); return true }
 	hashed := netip.AddrPortFrom(silk.Underlay.Addr(), 51515) // a kernel's source port
 
 	// Out: by what the app may reach at all.
@@ -421,7 +422,7 @@ func TestMTU(t *testing.T) {
 		t.Errorf("names MTU %d", mtu)
 	}
 	longest := 0
-	w.tap = func(d wire) bool { longest = max(longest, len(d.b)); return true }
+	w.tap = func(d *wire) bool { longest = max(longest, len(d.b)); return true }
 	client.sendVirtio(
 		packet.Virtio{Flags: packet.VirtioNeedsChecksum, GSOType: packet.GSOTCPv4, GSOSize: 1400, CsumStart: 20, CsumOffset: 16},
 		packettest.TCP(client.at(4000), server.at(80), fACK, 101, 501, make([]byte, 8000)))

@@ -48,6 +48,8 @@ type Path struct {
 	started atomic.Bool
 	devices atomic.Pointer[[]*endpoint] // by slot; a free one is nil
 	answers answerLimit
+	probes  *prober
+	awake   chan struct{} // capacity 1: a way is used for the first time; nil: nobody waits
 	cut     atomic.Uint64
 	in      *ingress
 
@@ -97,10 +99,15 @@ func New(o Options) (*Path, error) {
 	p.answers.seed = rand.Uint32() | 1
 	p.answers.refill(o.Limits.Answers)
 	p.control = newWorker(p)
+	p.probes = newProber(p)
 	p.in = newIngress(p, fib.VXLAN)
 	p.in.batch = newBatch()
 	p.inside = newIngress(p, fib.WireGuard)
 	p.wg.Go(p.in.run)
+	if o.Ticks == nil {
+		p.awake = make(chan struct{}, 1)
+		p.wg.Go(p.probes.run)
+	}
 	p.wg.Go(func() { p.clock(o.Ticks) })
 	return p, nil
 }
@@ -265,6 +272,7 @@ func (p *Path) clock(ticks <-chan time.Time) {
 func (p *Path) Tick(now uint32) {
 	p.flows.Tick(now)
 	p.answers.refill(p.limits.Answers)
+	p.probes.tick()
 }
 
 // Pair is a source and a destination tag.

@@ -103,7 +103,7 @@ func TestEachCellIsAHop(t *testing.T) {
 		want := uint8(63)
 		if client.cell != server.cell {
 			want = 62
-			w.tap = func(d wire) bool {
+			w.tap = func(d *wire) bool {
 				if ttl := d.b[headroom+8]; ttl != 63 {
 					t.Errorf("TTL on the wire %d, want 63", ttl)
 				}
@@ -133,7 +133,7 @@ func TestSuperPacketStaysWholeHereAndIsSplitOnceForThere(t *testing.T) {
 			payload[i] = byte(i * 7)
 		}
 		frames, lengths := 0, map[int]int{}
-		w.tap = func(d wire) bool { frames++; lengths[len(d.b)]++; return true }
+		w.tap = func(d *wire) bool { frames++; lengths[len(d.b)]++; return true }
 		w.sent = 0
 		p := packettest.TCP(client.at(4000), server.at(80), fACK|fPSH, 101, 501, payload)
 		v := packet.Virtio{Flags: packet.VirtioNeedsChecksum, GSOType: packet.GSOTCPv4, HdrLen: 40, GSOSize: 1400, CsumStart: 20, CsumOffset: 16}
@@ -206,7 +206,7 @@ func TestSpoofedAndMisdirected(t *testing.T) {
 		{"redirect", packettest.ICMP(k.addr, far.addr, 5, 1, 0, make([]byte, 28)), ICMPDenied, ""},
 		{"error about nothing", packettest.ICMP(k.addr, far.addr, 3, 3, 0, udp("10.255.2.3:80")), ICMPUnrelated, ""},
 		{"GRE", packettest.IPv4{Src: k.addr, Dst: far.addr, Proto: 47, Payload: make([]byte, 20)}.Bytes(), NotAllowedProtocol, icmpFrom(3)},
-		{"source route", options, IPOptions, ""},
+		{"source route", options, SourceRoute, ""},
 		{"IPv6", append([]byte{0x60}, make([]byte, 39)...), NotIPv4, ""},
 		{"short", []byte{0x45, 0}, BadPacket, ""},
 		{"empty", nil, BadPacket, ""},

@@ -11,7 +11,7 @@ const (
 	BadVirtio
 	BadPacket
 	NotIPv4
-	IPOptions
+	SourceRoute
 	TinyFragment
 	TTLExpired
 	TooBig
@@ -33,6 +33,7 @@ const (
 	BadFrame
 	WrongVNI
 	WrongMAC
+	Congested
 	OutsideLease
 	WrongTag
 	NotOurs
@@ -65,7 +66,7 @@ var reasons = [NumReasons]struct{ name, explanation string }{
 	BadVirtio:          {"bad_virtio", "The container asked for an offload that does not fit its packet."},
 	BadPacket:          {"bad_packet", "The packet's headers or lengths are broken."},
 	NotIPv4:            {"not_ipv4", "The packet is not IPv4; containers have no other address family."},
-	IPOptions:          {"ip_options", "The packet has IPv4 options, among them source routes, which are never forwarded."},
+	SourceRoute:        {"source_route", "The packet has a source route, which is never followed."},
 	TinyFragment:       {"tiny_fragment", "A fragment hides its transport header, so no verdict about it is possible."},
 	TTLExpired:         {"ttl_expired", "The packet's time to live ended here."},
 	TooBig:             {"too_big", "The packet does not fit the path to the other cell."},
@@ -83,6 +84,7 @@ var reasons = [NumReasons]struct{ name, explanation string }{
 	BadFrame:           {"bad_frame", "The datagram is not a VXLAN frame with an IPv4 packet inside."},
 	WrongVNI:           {"wrong_vni", "The frame belongs to another VXLAN network."},
 	WrongMAC:           {"wrong_mac", "The frame is addressed to another tunnel endpoint."},
+	Congested:          {"congested", "The network marked the frame for congestion, and the sender of the packet in it does not understand such marks."},
 	OutsideLease:       {"outside_lease", "The packet's source lies outside the lease of the cell that sent it, or is that cell's own address."},
 	WrongTag:           {"wrong_tag", "The frame's tag is not the one of the app that has the source address."},
 	NotOurs:            {"not_ours", "The destination lies outside this cell's lease."},

@@ -15,7 +15,7 @@ import (
 func (w *worker) seal(peer *fib.Peer, tag policy.Tag, b []byte) Reason {
 	w.header(peer, tag)
 	w.frame.Encode(b)
-	return w.send(peer, b, 0)
+	return w.send(peer, b, 0, packet.ECNOf(b[headroom:]))
 }
 
 // sealSegments splits the super-packet p, parsed and checked into w.h and w.v,
@@ -24,6 +24,7 @@ func (w *worker) sealSegments(peer *fib.Peer, tag policy.Tag, p []byte) Reason {
 	w.header(peer, tag)
 	n := packet.Segments(&w.h, &w.v)
 	each := headroom + w.h.HeaderLen + w.h.L4Len + min(int(w.v.GSOSize), w.h.PayloadLen)
+	ecn := packet.ECNOf(p)
 	most := min(udp.MaxSegments, udp.MaxSend/each)
 	if most == 0 {
 		return TooBig
@@ -36,19 +37,47 @@ func (w *worker) sealSegments(peer *fib.Peer, tag policy.Tag, p []byte) Reason {
 			length += headroom
 			length += packet.Split(b[length:], p, &w.h, &w.v, i)
 		}
-		if r := w.send(peer, b[:length], each); r != Passed {
+		if r := w.send(peer, b[:length], each, ecn); r != Passed {
 			return r
 		}
 	}
 	return Passed
 }
 
-// send is one train of frames to a peer, in the peer's mode and in no other.
-func (w *worker) send(peer *fib.Peer, b []byte, segment int) Reason {
+// sealFragments sends the packet p, longer than mtu, in fragments.
+func (w *worker) sealFragments(peer *fib.Peer, tag policy.Tag, p []byte, mtu int) Reason {
+	packet.CompleteChecksum(p, &w.h, &w.v)
+	w.header(peer, tag)
+	ecn := packet.ECNOf(p)
+	for at := 0; at < len(p)-w.h.HeaderLen; {
+		n, next := packet.Fragment(w.frames[headroom:], p, &w.h, mtu, at)
+		if n == 0 {
+			return TooBig
+		}
+		w.frame.Encode(w.frames)
+		if r := w.send(peer, w.frames[:headroom+n], 0, ecn); r != Passed {
+			return r
+		}
+		at = next
+	}
+	return Passed
+}
+
+// send is one train of frames to a peer, in the peer's mode and in no other. The
+// outer header has the packets' congestion bits (RFC 6040 section 4.1); in a tunnel
+// of WireGuard's it has none, which that RFC calls compatibility mode: a router
+// then drops where it would have marked.
+func (w *worker) send(peer *fib.Peer, b []byte, segment int, ecn packet.ECN) Reason {
 	var err error
 	switch {
 	case peer.Mode == fib.VXLAN:
-		err = w.p.conn.Send(peer.Underlay, b, segment)
+		err = w.p.conn.SendECN(peer.Underlay, b, segment, uint8(ecn))
+		if err == udp.ErrMessageSize && segment > 0 && segment < len(b) {
+			// The kernel was told of a smaller path. Single frames it fragments.
+			for err = nil; err == nil && len(b) > 0; b = b[min(segment, len(b)):] {
+				err = w.p.conn.SendECN(peer.Underlay, b[:min(segment, len(b))], 0, uint8(ecn))
+			}
+		}
 	case peer.Mode == fib.WireGuard && w.p.tunnel != nil && peer.Tunnel.IsValid():
 		err = w.p.tunnel.Send(peer.Tunnel, b, segment)
 	default:

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.zx2c4.com/wireguard/device"
 
@@ -51,7 +52,8 @@ func newTunnelled(t *testing.T) *tunnelled {
 		if err != nil {
 			t.Fatal(err)
 		}
-		o.Tunnel, o.MTU = w.tunnels[i], 1390
+		// No probes between what these tests count.
+		o.Tunnel, o.MTU, o.Ticks = w.tunnels[i], 1390, make(chan time.Time)
 	})
 	for i, tunnel := range w.tunnels {
 		// Before the Path, whose clean-up was registered earlier.

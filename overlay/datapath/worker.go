@@ -31,6 +31,8 @@ type worker struct {
 	// there is one.
 	verdict  flow.Ref
 	recorded bool
+	// limit is the MTU that the last packet was too big for.
+	limit int
 
 	frames []byte                            // of one Send
 	answer [headroom + packet.MaxAnswer]byte // one answer, its packet behind the headroom
@@ -68,10 +70,8 @@ func parse(b []byte, h *packet.Header) Reason {
 	default:
 		return BadPacket
 	}
-	// A first fragment without a whole transport header; TCP's with options is
-	// held to be whole by Parse.
-	if h.HasOptions {
-		return IPOptions
+	if h.SourceRoute {
+		return SourceRoute
 	}
 	return Passed
 }

@@ -26,7 +26,7 @@ type world struct {
 	cells []*testCell
 	queue []wire
 	// tap sees every datagram between cells; false: it is lost.
-	tap  func(wire) bool
+	tap  func(*wire) bool
 	sent int // calls of Send
 }
 
@@ -34,6 +34,7 @@ type world struct {
 type wire struct {
 	from, to netip.AddrPort
 	b        []byte
+	ecn      uint8
 }
 
 type testCell struct {
@@ -67,6 +68,10 @@ type worldConn struct {
 }
 
 func (c *worldConn) Send(to netip.AddrPort, b []byte, segment int) error {
+	return c.SendECN(to, b, segment, 0)
+}
+
+func (c *worldConn) SendECN(to netip.AddrPort, b []byte, segment int, ecn uint8) error {
 	if c.drain != nil {
 		c.drain.send(b)
 		return nil
@@ -80,7 +85,7 @@ func (c *worldConn) Send(to netip.AddrPort, b []byte, segment int) error {
 	}
 	for len(b) > 0 {
 		n := min(segment, len(b))
-		c.w.queue = append(c.w.queue, wire{c.local, to, append([]byte(nil), b[:n]...)})
+		c.w.queue = append(c.w.queue, wire{c.local, to, append([]byte(nil), b[:n]...), ecn})
 		b = b[n:]
 	}
 	return nil
@@ -254,14 +259,15 @@ func (w *world) pump() {
 			// Consecutive datagrams of one pair arrive as one message, as with GRO.
 			d := batch[0]
 			n := 1
-			for n < len(batch) && batch[n].from == d.from && batch[n].to == d.to && len(batch[n-1].b) == len(d.b) && len(batch[n].b) <= len(d.b) && n < 40 {
+			for n < len(batch) && batch[n].from == d.from && batch[n].to == d.to && batch[n].ecn == d.ecn && len(batch[n-1].b) == len(d.b) && len(batch[n].b) <= len(d.b) && n < 40 {
 				n++
 			}
 			var m udp.Message
-			m.From, m.Segment = d.from, len(d.b)
+			m.From, m.Segment, m.ECN = d.from, len(d.b), d.ecn
 			for _, x := range batch[:n] {
-				if w.tap == nil || w.tap(x) {
+				if w.tap == nil || w.tap(&x) {
 					m.Buf = append(m.Buf, x.b...)
+					m.ECN = x.ecn
 				}
 			}
 			m.N = len(m.Buf)

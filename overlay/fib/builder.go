@@ -114,6 +114,10 @@ func (b *Builder) PutPeer(p Peer) uint32 {
 		b.t.lastID++
 		p.ID = b.t.lastID
 	}
+	p.Link = new(Link)
+	if same && old.Underlay == p.Underlay && old.Mode == p.Mode && old.Tunnel == p.Tunnel {
+		p.Link = old.Link
+	}
 	b.peersForWrite()
 	if same {
 		b.forgetUnderlay(old)

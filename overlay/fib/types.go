@@ -2,6 +2,7 @@ package fib
 
 import (
 	"net/netip"
+	"sync/atomic"
 
 	"tulle/policy"
 )
@@ -85,6 +86,18 @@ type Peer struct {
 	// ID is the table's number for this name, lease and generation; never 0,
 	// never used twice while the process lives.
 	ID uint32
+	// Link is what the data path learned of the way there; the table's, which keeps it
+	// as long as underlay address and mode stay.
+	Link *Link
+}
+
+// Link is what is known of the way to a peer, and may be read and written by anyone.
+type Link struct {
+	// MTU is the longest packet of a container's that gets there; 0: not known to be
+	// smaller than any other.
+	MTU atomic.Uint32
+	// Used says that packets were sent since somebody last looked.
+	Used atomic.Bool
 }
 
 // Gateway is the cell's own address, the base of its lease, from which its

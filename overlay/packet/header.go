@@ -43,6 +43,7 @@ var (
 	ErrHeaderLength = errors.New("IPv4 header length is impossible")
 	ErrLength       = errors.New("IPv4 total length is impossible")
 	ErrChecksum     = errors.New("IPv4 header checksum is wrong")
+	ErrOptions      = errors.New("IPv4 options are cut off")
 	ErrFragment     = errors.New("fragment hides its transport header")
 	ErrTransport    = errors.New("transport header is cut off or its length is impossible")
 	ErrNotQuoting   = errors.New("packet is not an ICMP error that quotes another")
@@ -91,6 +92,8 @@ type Header struct {
 	HeaderLen  int  // of IPv4, with options
 	TotalLen   int  // of the whole packet; that of the super-packet for one
 	HasOptions bool // IPv4 options
+	// SourceRoute: an option says which way the packet is to go.
+	SourceRoute bool
 
 	DontFragment   bool
 	MoreFragments  bool
@@ -153,6 +156,12 @@ func Parse(b []byte, h *Header) error {
 	}
 	if fold(sum(b[:h.HeaderLen], 0)) != 0xffff {
 		return ErrChecksum
+	}
+	if h.HasOptions {
+		var ok bool
+		if h.SourceRoute, ok = checkOptions(b[IPv4HeaderLen:h.HeaderLen]); !ok {
+			return ErrOptions
+		}
 	}
 	h.PayloadLen = h.TotalLen - h.HeaderLen
 	if h.FragmentOffset != 0 {

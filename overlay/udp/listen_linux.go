@@ -98,6 +98,12 @@ func setOptions(fd int, ipv6 bool, buffer int, opts Options) (Features, error) {
 	if err := unix.SetsockoptInt(fd, level, option, dont); err != nil {
 		return f, fmt.Errorf("allow fragmentation: %w", err)
 	}
+	// The outer congestion bits of what comes; a kernel without this tells none.
+	if ipv6 {
+		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1)
+	} else {
+		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVTOS, 1)
+	}
 	if !opts.NoSegmentation {
 		_, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
 		f.Segmentation = err == nil

@@ -12,8 +12,9 @@ import (
 // maxBatch is how many messages one recvmmsg takes.
 const maxBatch = 128
 
-// control has room for one UDP_GRO control message (an int), aligned.
-type control [4]uint64
+// control has room for two control messages of an int each, aligned: UDP_GRO, and
+// the outer header's TOS or traffic class.
+type control [6]uint64
 
 // receiver is the scratch of the one goroutine that receives.
 type receiver struct {
@@ -63,9 +64,11 @@ func (s *Socket) Receive(batch []Message) (int, error) {
 		m := &batch[i]
 		m.N = int(r.msgs[i].n)
 		m.Segment = m.N
-		if n := segmentOf(&r.msgs[i].hdr, &r.control[i]); n > 0 && n < m.N {
+		n, tos := told(&r.msgs[i].hdr, &r.control[i])
+		if n > 0 && n < m.N {
 			m.Segment = n
 		}
+		m.ECN = tos & 3
 		m.From = fromName(&r.names[i])
 	}
 	return r.got, nil
@@ -86,17 +89,27 @@ func (r *receiver) recv(fd uintptr) bool {
 	}
 }
 
-// segmentOf reads the length of the joined datagrams from the control message
-// UDP_GRO, 0 where there is none. It is the only one this socket asks for.
-func segmentOf(h *unix.Msghdr, control *control) int {
-	if int(h.Controllen) < unix.CmsgLen(4) {
-		return 0
+// told reads the control messages: the length of the joined datagrams, 0 where
+// there is none, and the outer TOS or traffic class.
+func told(h *unix.Msghdr, control *control) (segment int, tos uint8) {
+	for at, end := 0, int(h.Controllen); at+unix.CmsgLen(0) <= end; {
+		c := (*unix.Cmsghdr)(unsafe.Add(unsafe.Pointer(control), at))
+		n := int(c.Len)
+		if n < unix.CmsgLen(1) || at+n > end {
+			break
+		}
+		data := unsafe.Add(unsafe.Pointer(c), unix.CmsgLen(0))
+		switch {
+		case c.Level == unix.IPPROTO_UDP && c.Type == unix.UDP_GRO && n >= unix.CmsgLen(4):
+			segment = int(*(*int32)(data))
+		case c.Level == unix.IPPROTO_IP && c.Type == unix.IP_TOS: // one byte
+			tos = *(*uint8)(data)
+		case c.Level == unix.IPPROTO_IPV6 && c.Type == unix.IPV6_TCLASS && n >= unix.CmsgLen(4):
+			tos = uint8(*(*int32)(data))
+		}
+		at += unix.CmsgSpace(n - unix.CmsgLen(0))
 	}
-	c := (*unix.Cmsghdr)(unsafe.Pointer(control))
-	if c.Level != unix.IPPROTO_UDP || c.Type != unix.UDP_GRO {
-		return 0
-	}
-	return int(*(*int32)(unsafe.Add(unsafe.Pointer(control), unix.CmsgLen(0))))
+	return segment, tos
 }
 
 // fromName reads a socket address.

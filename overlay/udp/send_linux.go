@@ -21,7 +21,8 @@ type mmsghdr struct {
 // send is the scratch of one Send. Its functions are bound once, so that no call
 // allocates a closure.
 type send struct {
-	control [4]uint64             // one cmsghdr with a uint16, aligned
+	control [6]uint64             // a cmsghdr with an int for ECN, if any, and one with a uint16, aligned
+	ecnLen  int                   // of the former
 	name    unix.RawSockaddrInet6 // an IPv4 address lies in its first bytes
 	msgs    [MaxSegments]mmsghdr
 	iovs    [MaxSegments]unix.Iovec
@@ -42,6 +43,11 @@ var sends = sync.Pool{New: func() any {
 // Send implements Conn. Besides the errors of this package it returns the
 // kernel's (ENETUNREACH and the like) as a syscall.Errno.
 func (s *Socket) Send(to netip.AddrPort, b []byte, segment int) error {
+	return s.SendECN(to, b, segment, 0)
+}
+
+// SendECN implements Conn.
+func (s *Socket) SendECN(to netip.AddrPort, b []byte, segment int, ecn uint8) error {
 	if segment <= 0 || segment > len(b) {
 		segment = len(b)
 	}
@@ -54,6 +60,7 @@ func (s *Socket) Send(to netip.AddrPort, b []byte, segment int) error {
 	if !ok {
 		return unix.EAFNOSUPPORT
 	}
+	op.setECN(ecn, s.ipv6)
 	if len(b) == segment || s.segment.Load() {
 		op.prepareOne(b, segment, nameLen)
 		err := s.flush(op)
@@ -161,13 +168,31 @@ func (s *send) prepareOne(b []byte, segment int, nameLen uint32) {
 	if len(b) <= segment {
 		return
 	}
-	control := unsafe.Pointer(&s.control)
+	control := unsafe.Add(unsafe.Pointer(&s.control), s.ecnLen)
 	h := (*unix.Cmsghdr)(control)
 	h.Level, h.Type = unix.IPPROTO_UDP, unix.UDP_SEGMENT
 	h.SetLen(unix.CmsgLen(2))
 	*(*uint16)(unsafe.Add(control, unix.CmsgLen(0))) = uint16(segment)
-	s.msgs[0].hdr.Control = (*byte)(control)
-	s.msgs[0].hdr.SetControllen(unix.CmsgSpace(2))
+	s.msgs[0].hdr.Control = (*byte)(unsafe.Pointer(&s.control))
+	s.msgs[0].hdr.SetControllen(s.ecnLen + unix.CmsgSpace(2))
+}
+
+// setECN begins the control messages with the outer congestion bits; the socket's
+// default is none.
+func (s *send) setECN(ecn uint8, ipv6 bool) {
+	s.ecnLen = 0
+	if ecn == 0 {
+		return
+	}
+	control := unsafe.Pointer(&s.control)
+	h := (*unix.Cmsghdr)(control)
+	h.Level, h.Type = unix.IPPROTO_IP, unix.IP_TOS
+	if ipv6 {
+		h.Level, h.Type = unix.IPPROTO_IPV6, unix.IPV6_TCLASS
+	}
+	h.SetLen(unix.CmsgLen(4))
+	*(*int32)(unsafe.Add(control, unix.CmsgLen(0))) = int32(ecn)
+	s.ecnLen = unix.CmsgSpace(4)
 }
 
 // prepareMany makes a message of each datagram.
@@ -186,4 +211,8 @@ func (s *send) prepare(i int, b []byte, nameLen uint32) {
 	s.iovs[i].SetLen(len(b))
 	s.msgs[i] = mmsghdr{hdr: unix.Msghdr{Name: (*byte)(unsafe.Pointer(&s.name)), Namelen: nameLen, Iov: &s.iovs[i]}}
 	s.msgs[i].hdr.SetIovlen(1)
+	if s.ecnLen > 0 {
+		s.msgs[i].hdr.Control = (*byte)(unsafe.Pointer(&s.control))
+		s.msgs[i].hdr.SetControllen(s.ecnLen)
+	}
 }

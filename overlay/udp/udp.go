@@ -34,6 +34,8 @@ type Message struct {
 	N       int            // bytes received
 	Segment int            // length of each datagram; N if there is one
 	From    netip.AddrPort // unmapped
+	// ECN is the congestion field of the outer IP header, its two bits.
+	ECN uint8
 }
 
 // Conn sends and receives datagrams in bulk. One goroutine receives; any number
@@ -43,6 +45,8 @@ type Conn interface {
 	// Send sends b as datagrams of segment bytes each, the last one as long as
 	// what is left, at most MaxSegments of them. segment 0 or ≥ len(b): one datagram.
 	Send(to netip.AddrPort, b []byte, segment int) error
+	// SendECN is Send with the two bits of congestion notification in the outer header.
+	SendECN(to netip.AddrPort, b []byte, segment int, ecn uint8) error
 	// Receive waits for at least one message and fills as many as are there.
 	// Close wakes it with ErrClosed.
 	Receive(batch []Message) (int, error)

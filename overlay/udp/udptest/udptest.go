@@ -24,6 +24,7 @@ const queue = 8192
 type Datagram struct {
 	From, To netip.AddrPort
 	Payload  []byte
+	ECN      uint8 // of the outer header; a hook may change it as a router does
 }
 
 // Fate is what happens to a datagram.
@@ -161,6 +162,11 @@ func (c *Conn) Local() netip.AddrPort { return c.local }
 
 // Send copies b into datagrams.
 func (c *Conn) Send(to netip.AddrPort, b []byte, segment int) error {
+	return c.SendECN(to, b, segment, 0)
+}
+
+// SendECN copies b into datagrams.
+func (c *Conn) SendECN(to netip.AddrPort, b []byte, segment int, ecn uint8) error {
 	if c.isClosed() {
 		return udp.ErrClosed
 	}
@@ -177,7 +183,7 @@ func (c *Conn) Send(to netip.AddrPort, b []byte, segment int) error {
 		return udp.ErrMessageSize
 	}
 	for first := true; first || len(b) > 0; first = false {
-		d := Datagram{From: c.local, To: to, Payload: slices.Clone(b[:min(segment, len(b))])}
+		d := Datagram{From: c.local, To: to, Payload: slices.Clone(b[:min(segment, len(b))]), ECN: ecn}
 		b = b[len(d.Payload):]
 		fate := Deliver
 		if n.hook != nil {
@@ -188,7 +194,7 @@ func (c *Conn) Send(to netip.AddrPort, b []byte, segment int) error {
 			n.deliverLocked(d)
 		case Duplicate:
 			n.deliverLocked(d)
-			n.deliverLocked(Datagram{d.From, d.To, slices.Clone(d.Payload)})
+			n.deliverLocked(Datagram{d.From, d.To, slices.Clone(d.Payload), d.ECN})
 		case Hold:
 			n.held = append(n.held, d)
 		case Drop:
@@ -211,7 +217,7 @@ func (c *Conn) Receive(batch []udp.Message) (int, error) {
 	for {
 		m := &batch[n]
 		m.N = copy(m.Buf, d.Payload)
-		m.Segment, m.From = m.N, d.From
+		m.Segment, m.From, m.ECN = m.N, d.From, d.ECN
 		n++
 		more := false
 		for last := m.N; ; {
@@ -219,7 +225,7 @@ func (c *Conn) Receive(batch []udp.Message) (int, error) {
 			if !more {
 				return n, nil
 			}
-			if d.From != m.From || last < m.Segment || len(d.Payload) > m.Segment || len(d.Payload) == 0 ||
+			if d.From != m.From || d.ECN != m.ECN || last < m.Segment || len(d.Payload) > m.Segment || len(d.Payload) == 0 ||
 				m.N+len(d.Payload) > udp.MaxSend || m.N/m.Segment >= udp.MaxSegments {
 				break
 			}
