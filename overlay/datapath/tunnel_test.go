@@ -34,7 +34,7 @@ func tunnelOf(i int) netip.Addr { return netip.AddrFrom4([4]byte{100, 64, 0, byt
 // peerName is what a cell calls the other.
 func peerName(i int) string { return fmt.Sprint("cell-", i) }
 
-func newTunnelled(t *testing.T) *tunnelled {
+func newTunnelled(t *testing.T, change ...func(*live, int, *Options)) *tunnelled {
 	w := &tunnelled{}
 	w.live = newLive(t, func(l *live, i int, o *Options) {
 		c := l.cells[i]
@@ -54,6 +54,9 @@ func newTunnelled(t *testing.T) *tunnelled {
 		}
 		// No probes between what these tests count.
 		o.Tunnel, o.MTU, o.Ticks = w.tunnels[i], 1390, make(chan time.Time)
+		for _, f := range change {
+			f(l, i, o)
+		}
 	})
 	for i, tunnel := range w.tunnels {
 		// Before the Path, whose clean-up was registered earlier.
