@@ -42,6 +42,9 @@ func (cell) Attach(context.Context, control.AttachRequest) (control.Attached, er
 	return control.Attached{}, errors.New("nothing is attached here")
 }
 func (cell) Detach(context.Context, control.Peer, control.Detach) error { return nil }
+func (cell) GC(context.Context, control.Peer, control.GC) (control.Collected, error) {
+	return control.Collected{}, nil
+}
 func (c cell) List(context.Context) ([]control.Endpoint, error)         { return c.status.Endpoints, nil }
 func (c cell) Status(context.Context) (control.Status, error)           { return c.status, nil }
 
