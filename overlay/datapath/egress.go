@@ -79,7 +79,7 @@ func (w *egress) carry(p []byte) {
 	from := w.p.gateway
 	var r Reason
 	switch {
-	case h.Dst == w.p.resolverAddr && w.p.resolver != nil:
+	case h.Dst == w.p.resolverAddr && (w.p.resolver != nil || w.p.outside != nil):
 		from = h.Dst
 		r = w.toResolver(snap, p)
 	case h.Dst == h.Src:
@@ -87,7 +87,7 @@ func (w *egress) carry(p []byte) {
 	case !oneHost(h.Dst, snap.Overlay()):
 		r = Multicast
 	case !snap.Overlay().Contains(h.Dst):
-		r = OutsideOverlay
+		r = w.toOutside(snap, p, OutsideOverlay)
 	default:
 		r = w.toOverlay(snap, p)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"tulle/overlay/fib"
 	"tulle/overlay/flow"
+	"tulle/overlay/packet"
 	"tulle/overlay/udp"
 	"tulle/policy/table"
 )
@@ -42,7 +43,9 @@ type Options struct {
 	// ResolverAddr, and answers with Path.Reply. It must not block. nil: no resolver.
 	Resolver     func(ep *fib.Local, src netip.AddrPort, query []byte)
 	ResolverAddr netip.Addr
-	Limits       Limits
+	// Outside carries what goes to no container and to no cell. nil: it is refused.
+	Outside Outside
+	Limits  Limits
 	// Ticks drives the Path's clock, once a second; nil: a ticker of its own. A
 	// test gives a channel that nothing is sent on, and calls Tick.
 	Ticks <-chan time.Time
@@ -53,6 +56,16 @@ type Options struct {
 // underlay addresses; it is the wireguard package's.
 type Tunnel interface {
 	Send(to netip.Addr, b []byte, segment int) error
+}
+
+// Outside takes the packets that leave the overlay, and whatever goes to
+// ResolverAddr but DNS over UDP.
+type Outside interface {
+	// Carry takes a packet of ep's, whose source is ep's address; h and v were held
+	// against it. It is called by the reader of ep's device, and must not block; all
+	// it is given is the caller's again when it returns. What it refuses it answers
+	// itself, by Path.Deliver; false means that nobody takes ep's packets.
+	Carry(ep *fib.Local, h *packet.Header, v *packet.Virtio, p []byte) bool
 }
 
 // Limits bound what others can make the Path keep or send.

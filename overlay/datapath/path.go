@@ -44,6 +44,7 @@ type Path struct {
 
 	resolver     func(*fib.Local, netip.AddrPort, []byte)
 	resolverAddr netip.Addr
+	outside      Outside
 
 	started atomic.Bool
 	devices atomic.Pointer[[]*endpoint] // by slot; a free one is nil
@@ -91,7 +92,7 @@ func New(o Options) (*Path, error) {
 		fib: o.FIB, policies: o.Policies, reach: o.Reach, flows: flow.New(o.Limits.Flow),
 		conn: o.Conn, tunnel: o.Tunnel, log: o.Log, limits: o.Limits, mtu: o.MTU, vni: o.VNI,
 		self: snap.Self(), gateway: snap.Gateway(), mac: vxlan.MACFor(snap.Gateway()),
-		resolver: o.Resolver, resolverAddr: o.ResolverAddr,
+		resolver: o.Resolver, resolverAddr: o.ResolverAddr, outside: o.Outside,
 		attached: make(map[netip.Addr]*endpoint),
 		stop:     make(chan struct{}),
 	}

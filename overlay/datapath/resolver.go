@@ -10,12 +10,12 @@ import (
 
 const dnsPort = 53
 
-// toResolver hands a query over. The resolver speaks DNS over UDP and nothing
-// else; TCP to its address is refused.
+// toResolver hands a query over. What is no DNS over UDP is for whoever ends the
+// container's connections outside, if there is one.
 func (w *egress) toResolver(snap *fib.Snapshot, p []byte) Reason {
 	h := &w.h
-	if h.Proto != packet.ProtoUDP || h.DstPort != dnsPort || h.IsFragment() || w.v.GSOType != packet.GSONone {
-		return ResolverPort
+	if w.p.resolver == nil || h.Proto != packet.ProtoUDP || h.DstPort != dnsPort || h.IsFragment() || w.v.GSOType != packet.GSONone {
+		return w.toOutside(snap, p, ResolverPort)
 	}
 	own := snap.Local(h.Src)
 	if own == nil || own.Incarnation != w.ep.incarnation {
