@@ -45,8 +45,8 @@ func (cell) Detach(context.Context, control.Peer, control.Detach) error { return
 func (cell) GC(context.Context, control.Peer, control.GC) (control.Collected, error) {
 	return control.Collected{}, nil
 }
-func (c cell) List(context.Context) ([]control.Endpoint, error)         { return c.status.Endpoints, nil }
-func (c cell) Status(context.Context) (control.Status, error)           { return c.status, nil }
+func (c cell) List(context.Context) ([]control.Endpoint, error) { return c.status.Endpoints, nil }
+func (c cell) Status(context.Context) (control.Status, error)   { return c.status, nil }
 
 // serveCell answers as a daemon on a socket until the test ends.
 func serveCell(t *testing.T, status control.Status) (socket string) {
