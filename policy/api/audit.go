@@ -28,12 +28,16 @@ const (
 	PeerAdd      Action = "peer.add" // (the peer)
 	PeerRemove   Action = "peer.remove"
 	AppRegister  Action = "app.register" // (the app's GUID)
+	RouteMap     Action = "route.map"    // (the route, as "web.apps.internal -> web"); what NATS registers is not recorded
+	RouteUnmap   Action = "route.unmap"
+	DomainAdd    Action = "domain.add" // (the domain)
+	DomainRemove Action = "domain.remove"
 	StoreImport  Action = "store.import" // (the file's kind)
 )
 
 // AuditEntry is one change of one thing. Before is null for what was made, After
 // for what was removed; otherwise they are the thing's JSON: a Policy, a Peer,
-// an AuditApp.
+// an AuditApp, a Route, a domain's name.
 type AuditEntry struct {
 	ID       uint64          `json:"id"` // grows by one with each entry
 	At       time.Time       `json:"at"`

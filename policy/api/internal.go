@@ -117,6 +117,7 @@ type Event struct {
 	Snapshot  *Snapshot  `json:"snapshot,omitempty"`
 	Delta     *Delta     `json:"delta,omitempty"`
 	Heartbeat *Heartbeat `json:"heartbeat,omitempty"`
+	Liveness  *Liveness  `json:"liveness,omitempty"`
 }
 
 // Snapshot is everything that concerns the cell at one revision. It replaces
@@ -129,6 +130,12 @@ type Snapshot struct {
 	Endpoints []Endpoint `json:"endpoints"` // on other cells, of the apps that one of this cell's has a policy with
 	Peers     []Peer     `json:"peers"`     // all but the cell itself
 	Floor     Revision   `json:"floor"`
+
+	// Names, of which every cell knows all: the internal domains, the routes in
+	// them, and the instances, on other cells, of the apps that have one.
+	Domains   []policy.Hostname `json:"domains"`
+	Routes    []policy.Route    `json:"routes"`
+	Instances []Instance        `json:"instances"`
 }
 
 // Delta is what changed for the cell, up to and including Revision. Removals
@@ -146,6 +153,13 @@ type Delta struct {
 	PeersRemoved     []string       `json:"peers_removed,omitempty"`
 	PeersSet         []Peer         `json:"peers_set,omitempty"`
 	Floor            Revision       `json:"floor"`
+
+	DomainsRemoved   []policy.Hostname `json:"domains_removed,omitempty"`
+	DomainsSet       []policy.Hostname `json:"domains_set,omitempty"`
+	RoutesRemoved    []policy.Route    `json:"routes_removed,omitempty"`
+	RoutesSet        []policy.Route    `json:"routes_set,omitempty"`
+	InstancesRemoved []netip.Addr      `json:"instances_removed,omitempty"` // nobody's now
+	InstancesSet     []Instance        `json:"instances_set,omitempty"`     // whose the address is now
 }
 
 // Heartbeat keeps the stream alive and carries what moved without concerning

@@ -29,6 +29,7 @@ func (h *Hub) Ack(name string, a api.Ack) error {
 	defer h.mu.Unlock()
 	c := h.cellLocked(name)
 	c.seen = h.opt.Now()
+	h.backLocked(name)
 	switch {
 	case a.Epoch != h.x.epoch:
 		return ErrEpoch
@@ -47,6 +48,7 @@ func (h *Hub) Seen(name string) {
 	defer h.mu.Unlock()
 	c := h.cellLocked(name)
 	c.seen = h.opt.Now()
+	h.backLocked(name)
 	if c.watcher == nil {
 		h.newsLocked(name)
 	}

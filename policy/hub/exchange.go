@@ -39,6 +39,7 @@ type notice struct {
 type progress struct {
 	Reached  api.Revision `json:"r"`
 	Watching bool         `json:"w,omitempty"` // its watch is open at the sender
+	Quiet    int64        `json:"q,omitempty"` // milliseconds since its last sign of life
 }
 
 // elsewhere is a cell's watch on another server, as that one told of it.
@@ -123,7 +124,7 @@ func (h *Hub) notices(full bool) []string {
 	cells := make(map[string]progress)
 	note := func(name string, c *cell) {
 		rev, _ := h.reachedHereLocked(c)
-		cells[name] = progress{Reached: rev, Watching: c.watcher != nil}
+		cells[name] = progress{Reached: rev, Watching: c.watcher != nil, Quiet: max(0, now.Sub(c.seen).Milliseconds())}
 	}
 	for name := range h.news {
 		note(name, h.cells[name])
@@ -205,7 +206,10 @@ func (h *Hub) hear(text string) error {
 	}
 	for name, p := range n.Cells {
 		c := h.cellLocked(name)
-		c.seen = now
+		if seen := now.Add(-time.Duration(p.Quiet) * time.Millisecond); seen.After(c.seen) {
+			c.seen = seen
+			h.backLocked(name)
+		}
 		// Where two servers hold a watch of the cell open, one of them does not
 		// know yet that it is dead; the other one makes progress.
 		same := c.away.from == n.From

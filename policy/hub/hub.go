@@ -30,9 +30,11 @@ type Options struct {
 	Exchange    Exchange      // with the hubs of other servers on the store; nil: there are none
 	NoticeEvery time.Duration // others are told at most this often; 50 ms
 	NoticeAll   time.Duration // and of everything this often; 5 s
-	// SilentAfter is how long a cell may give no sign of life before receipts
-	// stop waiting for it; 30 s, three of a cell's signs of life.
+	// SilentAfter is how long a cell may give no sign of life before it is lost:
+	// its containers are not found by name, and receipts do not wait for it; 30 s,
+	// three of a cell's signs of life.
 	SilentAfter time.Duration
+	JudgeEvery  time.Duration    // how often it is looked who fell silent; 1 s
 	Now         func() time.Time // the clock
 	Log         *slog.Logger
 }
@@ -49,6 +51,7 @@ func (o Options) withDefaults() Options {
 	def(&o.NoticeEvery, 50*time.Millisecond)
 	def(&o.NoticeAll, 5*time.Second)
 	def(&o.SilentAfter, 30*time.Second)
+	def(&o.JudgeEvery, time.Second)
 	if o.Keep <= 0 {
 		o.Keep = 4096
 	}
@@ -94,6 +97,8 @@ type Hub struct {
 	tellAll  bool                      // of all cells here
 	others   map[string]time.Time      // hubs of other servers, and when they were heard
 	receipts map[*receipt]struct{}     // being waited for
+	lost     []string                  // cells judged lost, sorted
+	verdict  uint64                    // grows when lost changes; 0: nobody was judged yet
 	counts   Counts
 	closed   bool
 }
@@ -136,6 +141,7 @@ func New(ctx context.Context, source Source, opt Options) (*Hub, error) {
 func (h *Hub) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { h.tellFloors(ctx) })
+	wg.Go(func() { h.judgeRegularly(ctx) })
 	if h.opt.Exchange != nil {
 		wg.Go(func() { h.tellOthers(ctx) })
 		wg.Go(func() { h.hearOthers(ctx) })

@@ -118,6 +118,9 @@ func run(t *testing.T, m *memory, opt Options) *bench {
 	if opt.Heartbeat == 0 {
 		opt.Heartbeat = time.Hour
 	}
+	if opt.JudgeEvery == 0 {
+		opt.JudgeEvery = time.Hour // the test judges
+	}
 	opt.Now = c.Now
 	opt.FloorEvery = time.Millisecond
 	h, err := New(t.Context(), m, opt)

@@ -22,6 +22,7 @@ type Index struct {
 	own       map[string]counts[policy.AppID] // instances of a cell by app
 	peers     map[string]api.Peer
 	total     int // policies
+	names
 
 	related map[string]map[string]struct{} // what Related found, until a relation changes
 }
@@ -98,6 +99,7 @@ func NewIndex(s *store.State) *Index {
 		own:       make(map[string]counts[policy.AppID]),
 		peers:     make(map[string]api.Peer, len(s.Peers)),
 		related:   make(map[string]map[string]struct{}),
+		names:     newNames(s),
 	}
 	var scrap Change
 	for _, p := range s.Policies {
@@ -111,6 +113,9 @@ func NewIndex(s *store.State) *Index {
 	}
 	for _, p := range s.Peers {
 		x.peers[p.Name] = p
+	}
+	for _, r := range s.Routes {
+		x.addRoute(r, &scrap)
 	}
 	return x
 }
@@ -126,13 +131,17 @@ type Change struct {
 	moved    []move            // endpoints
 	hosting  []host            // a cell began or ceased to host an app
 	peers    []string          // came, changed or went
+	domains  []policy.Hostname // came or went
+	routes   []policy.Route    // came or went
+	routed   []policy.AppID    // got their first route, or lost their last
+	called   bool              // an instance came or went that has a name
 }
 
-// Relates reports whether the change made or ended a relation between apps, or
-// between a cell and an app. What such a change brings out of a cell's sight is
+// Relates reports whether the change made or ended a relation between apps,
+// between a cell and an app, or between an app and names. What such a change brings out of a cell's sight is
 // found by looking at the present; so a cell that is still owed it must also be
 // given every change that follows.
-func (ch *Change) Relates() bool { return len(ch.pairs)+len(ch.hosting) > 0 }
+func (ch *Change) Relates() bool { return len(ch.pairs)+len(ch.hosting)+len(ch.routed) > 0 }
 
 // move is what happened at a place; nil is "nothing there".
 type move struct {
@@ -201,6 +210,7 @@ func (x *Index) Apply(d api.Delta) (*Change, error) {
 			ch.peers = append(ch.peers, name)
 		}
 	}
+	x.applyNames(d, ch)
 	if ch.Relates() {
 		clear(x.related)
 	}
@@ -245,6 +255,10 @@ func (x *Index) setEndpoint(e api.Endpoint, ch *Change) {
 		return
 	}
 	x.places[at] = e
+	if there {
+		x.leaveAddress(old.Address, at)
+	}
+	x.takeAddress(e.Address, at)
 	m := move{place: at, after: &e}
 	if there {
 		m.before = &old
@@ -270,6 +284,7 @@ func (x *Index) removeEndpoint(k api.EndpointKey, ch *Change) {
 		return
 	}
 	delete(x.places, at)
+	x.leaveAddress(old.Address, at)
 	x.instances.remove(old.App, at)
 	x.host(at.cell, old.App, -1, ch)
 	ch.moved = append(ch.moved, move{place: at, before: &old})

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
@@ -24,12 +25,25 @@ type view struct {
 	Tags      map[policy.AppID]policy.Tag
 	Endpoints map[api.EndpointKey]api.Endpoint
 	Peers     map[string]api.Peer
+	Domains   map[policy.Hostname]bool
+	Routes    map[policy.Route]bool
+	Instances map[netip.Addr]api.Instance
 }
 
 func viewOf(s *api.Snapshot) view {
 	v := view{
 		Policies: map[api.Policy]bool{}, Tags: map[policy.AppID]policy.Tag{},
 		Endpoints: map[api.EndpointKey]api.Endpoint{}, Peers: map[string]api.Peer{},
+		Domains: map[policy.Hostname]bool{}, Routes: map[policy.Route]bool{}, Instances: map[netip.Addr]api.Instance{},
+	}
+	for _, d := range s.Domains {
+		v.Domains[d] = true
+	}
+	for _, r := range s.Routes {
+		v.Routes[r] = true
+	}
+	for _, i := range s.Instances {
+		v.Instances[i.Address] = i
 	}
 	for _, p := range s.Policies {
 		v.Policies[p] = true
@@ -68,6 +82,9 @@ func (v view) clone() view {
 	for k, e := range v.Peers {
 		c.Peers[k] = e
 	}
+	maps.Copy(c.Domains, v.Domains)
+	maps.Copy(c.Routes, v.Routes)
+	maps.Copy(c.Instances, v.Instances)
 	return c
 }
 
@@ -95,6 +112,9 @@ func (v view) apply(d *api.Delta) error {
 	for _, name := range d.PeersRemoved {
 		delete(v.Peers, name)
 	}
+	if err := v.applyNames(d); err != nil {
+		return err
+	}
 	for _, p := range d.PoliciesAdded {
 		v.Policies[p] = true
 	}
@@ -110,6 +130,37 @@ func (v view) apply(d *api.Delta) error {
 	return nil
 }
 
+func (v view) applyNames(d *api.Delta) error {
+	for _, domain := range d.DomainsRemoved {
+		if slices.Contains(d.DomainsSet, domain) {
+			return fmt.Errorf("domain %s is both set and removed", domain)
+		}
+		delete(v.Domains, domain)
+	}
+	for _, r := range d.RoutesRemoved {
+		if slices.Contains(d.RoutesSet, r) {
+			return fmt.Errorf("route %s is both set and removed", r)
+		}
+		delete(v.Routes, r)
+	}
+	for _, a := range d.InstancesRemoved {
+		if slices.ContainsFunc(d.InstancesSet, func(i api.Instance) bool { return i.Address == a }) {
+			return fmt.Errorf("instance at %s is both set and removed", a)
+		}
+		delete(v.Instances, a)
+	}
+	for _, domain := range d.DomainsSet {
+		v.Domains[domain] = true
+	}
+	for _, r := range d.RoutesSet {
+		v.Routes[r] = true
+	}
+	for _, i := range d.InstancesSet {
+		v.Instances[i.Address] = i
+	}
+	return nil
+}
+
 // world is the obvious twin of the index: plain lists, and definitions that are
 // read off them each time.
 type world struct {
@@ -119,6 +170,8 @@ type world struct {
 	tags      map[policy.AppID]policy.Tag
 	endpoints map[place]api.Endpoint
 	peers     map[string]api.Peer
+	domains   map[policy.Hostname]bool
+	routes    map[policy.Route]bool
 	counter   uint64
 }
 
@@ -127,6 +180,7 @@ func newWorld(rng *rand.Rand) *world {
 		rng: rng, revision: 1,
 		policies: map[policy.Policy]bool{}, tags: map[policy.AppID]policy.Tag{},
 		endpoints: map[place]api.Endpoint{}, peers: map[string]api.Peer{},
+		domains: map[policy.Hostname]bool{}, routes: map[policy.Route]bool{},
 	}
 }
 
@@ -144,7 +198,18 @@ func (w *world) state() *store.State {
 	for _, p := range w.peers {
 		s.Peers = append(s.Peers, p)
 	}
+	s.Domains = slices.Collect(maps.Keys(w.domains))
+	s.Routes = slices.Collect(maps.Keys(w.routes))
 	return s
+}
+
+func (w *world) named(app policy.AppID) bool {
+	for r := range w.routes {
+		if r.App == app {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *world) hosts(cell string, app policy.AppID) bool {
@@ -188,6 +253,13 @@ func (w *world) view(cell string) view {
 			v.Peers[p.Name] = p
 		}
 	}
+	maps.Copy(v.Domains, w.domains)
+	maps.Copy(v.Routes, w.routes)
+	for _, e := range w.endpoints {
+		if e.Cell != cell && w.named(e.App) {
+			v.Instances[e.Address] = api.Instance{App: e.App, Cell: e.Cell, Address: e.Address, Index: e.Instance}
+		}
+	}
 	return v
 }
 
@@ -218,7 +290,7 @@ func (w *world) step() api.Delta {
 	d := api.Delta{Revision: w.revision}
 	used := map[any]bool{}
 	for range 1 + w.rng.IntN(4) {
-		switch w.rng.IntN(10) {
+		switch w.rng.IntN(12) {
 		case 0, 1, 2:
 			p := policy.Policy{
 				Source: w.app(), Destination: w.app(), Protocol: policy.TCP,
@@ -271,6 +343,9 @@ func (w *world) step() api.Delta {
 				e.Incarnation, e.Address = old.Incarnation, old.Address
 				d.EndpointsRemoved = slices.DeleteFunc(d.EndpointsRemoved, func(k api.EndpointKey) bool { return k == keyOf(old) })
 			}
+			if there && w.rng.IntN(4) == 0 { // its address again, in another incarnation
+				e.Address = old.Address
+			}
 			w.endpoints[at] = e
 			d.EndpointsSet = append(d.EndpointsSet, e)
 		case 9:
@@ -288,6 +363,35 @@ func (w *world) step() api.Delta {
 			} else {
 				w.peers[name] = api.Peer{Name: name, Kind: api.KindTulle, Generation: uint64(w.rng.IntN(5))}
 				d.PeersSet = append(d.PeersSet, w.peers[name])
+			}
+		case 10:
+			r := policy.Route{Name: policy.Hostname(fmt.Sprintf("n%d.apps.internal", w.rng.IntN(3))), App: w.app()}
+			if w.rng.IntN(4) == 0 {
+				r = policy.Route{Name: r.Name, Address: netip.AddrFrom4([4]byte{10, 255, 0, byte(w.rng.IntN(4))})}
+			}
+			if used[r] {
+				continue
+			}
+			used[r] = true
+			if w.routes[r] {
+				delete(w.routes, r)
+				d.RoutesRemoved = append(d.RoutesRemoved, r)
+			} else {
+				w.routes[r] = true
+				d.RoutesSet = append(d.RoutesSet, r)
+			}
+		case 11:
+			domain := policy.Hostname(fmt.Sprintf("d%d.internal", w.rng.IntN(3)))
+			if used[domain] || w.rng.IntN(4) != 0 {
+				continue
+			}
+			used[domain] = true
+			if w.domains[domain] {
+				delete(w.domains, domain)
+				d.DomainsRemoved = append(d.DomainsRemoved, domain)
+			} else {
+				w.domains[domain] = true
+				d.DomainsSet = append(d.DomainsSet, domain)
 			}
 		}
 	}

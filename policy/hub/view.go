@@ -44,6 +44,7 @@ func (x *Index) Snapshot(cell string) *api.Snapshot {
 			s.Peers = append(s.Peers, p)
 		}
 	}
+	x.nameSnapshot(cell, s)
 	return s
 }
 
@@ -51,7 +52,7 @@ func (x *Index) Snapshot(cell string) *api.Snapshot {
 // and for those whose endpoints it changed; a cell may come more than once. Ask
 // right after Apply. all is true when the change concerns every cell.
 func (x *Index) EachConcerned(ch *Change, yield func(cell string)) (all bool) {
-	if len(ch.peers) > 0 {
+	if len(ch.peers) > 0 || ch.concernsNames() {
 		return true
 	}
 	hosting := func(app policy.AppID) {
@@ -103,6 +104,7 @@ func (x *Index) Delta(cell string, changes []*Change) *api.Delta {
 	b.tags(changes, d)
 	b.endpoints(changes, d)
 	b.peers(changes, d)
+	b.names(changes, d)
 	return d
 }
 

@@ -31,6 +31,7 @@ type Watcher struct {
 	sent    api.Revision // of the last snapshot or delta: to be acknowledged
 	floor   api.Revision // the last told
 	refloor bool         // the floor moved: tell it
+	verdict uint64       // the last verdict on lost cells that was told
 	err     error        // the watch is over
 }
 
@@ -48,6 +49,7 @@ func (h *Hub) Watch(name string, epoch api.Epoch, after api.Revision) *Watcher {
 	c.watcher = w
 	h.watching++
 	c.seen = h.opt.Now()
+	h.backLocked(name)
 	if h.closed {
 		w.endLocked(ErrClosed)
 		return w
@@ -165,6 +167,9 @@ func (w *Watcher) take(due bool) (ev api.Event, ok bool, err error) {
 		d.Floor = h.noteFloorLocked(w)
 		h.counts.Deltas++
 		ev.Delta = d
+	case w.verdict != h.verdict:
+		w.verdict = h.verdict
+		return api.Event{Liveness: &api.Liveness{Lost: h.lost}}, true, nil
 	case due || w.greet || w.refloor:
 		ev.Heartbeat = &api.Heartbeat{Revision: h.x.revision, Floor: h.noteFloorLocked(w)}
 		h.counts.Heartbeats++

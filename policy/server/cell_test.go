@@ -29,6 +29,9 @@ type watcher struct {
 	reached  api.Revision
 	epoch    api.Epoch
 	policies map[api.Policy]bool
+
+	routes    map[policy.Route]bool
+	instances map[netip.Addr]api.Instance
 }
 
 // cell makes one that hosts apps, and waits until they are in force.
@@ -93,6 +96,8 @@ func (c *watcher) handle(_ context.Context, e api.Event) error {
 		for _, p := range e.Snapshot.Policies {
 			c.policies[p] = true
 		}
+		c.routes, c.instances = map[policy.Route]bool{}, map[netip.Addr]api.Instance{}
+		c.names(nil, e.Snapshot.Routes, nil, e.Snapshot.Instances)
 	case e.Delta != nil:
 		c.reached = e.Delta.Revision
 		for _, p := range e.Delta.PoliciesRemoved {
@@ -101,12 +106,28 @@ func (c *watcher) handle(_ context.Context, e api.Event) error {
 		for _, p := range e.Delta.PoliciesAdded {
 			c.policies[p] = true
 		}
+		c.names(e.Delta.RoutesRemoved, e.Delta.RoutesSet, e.Delta.InstancesRemoved, e.Delta.InstancesSet)
 	case e.Heartbeat != nil:
 		c.reached = e.Heartbeat.Revision
 	}
 	close(c.moved)
 	c.moved = make(chan struct{})
 	return nil
+}
+
+func (c *watcher) names(unmapped, mapped []policy.Route, gone []netip.Addr, come []api.Instance) {
+	for _, r := range unmapped {
+		delete(c.routes, r)
+	}
+	for _, r := range mapped {
+		c.routes[r] = true
+	}
+	for _, a := range gone {
+		delete(c.instances, a)
+	}
+	for _, i := range come {
+		c.instances[i.Address] = i
+	}
 }
 
 // hold makes the handler wait in its next event until release.

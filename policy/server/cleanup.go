@@ -30,7 +30,8 @@ func (s *Server) cleanup(w http.ResponseWriter, r *http.Request) error {
 	return write(w, body)
 }
 
-// clean deletes the policies of apps that are gone, and returns them. Who knows
+// clean deletes the policies and routes of apps that are gone, and returns the
+// policies. Who knows
 // that is the directory; without one no app is ever gone. One cleanup runs at a
 // time, so that no policy is told to have been deleted twice.
 func (s *Server) clean(ctx context.Context, by string) ([]policy.Policy, error) {
@@ -44,15 +45,22 @@ func (s *Server) clean(ctx context.Context, by string) ([]policy.Policy, error) 
 		return nil, ctx.Err()
 	}
 	ps, err := s.store.Policies(ctx, store.Filter{})
-	if err != nil || len(ps) == 0 {
+	if err != nil {
+		return nil, err
+	}
+	rs, err := s.store.Routes(ctx, store.RouteFilter{})
+	if err != nil || len(ps)+len(rs) == 0 {
 		return nil, err
 	}
 	// A client that may not see an app gets an empty list, not a refusal.
 	if err := s.options.Directory.SeesAll(ctx); err != nil {
 		return nil, fmt.Errorf("nothing is cleaned up: %w", err)
 	}
-	known, err := s.options.Directory.Apps(ctx, appsOf(ps))
+	known, err := s.options.Directory.Apps(ctx, append(appsOf(ps), appsOfRoutes(rs)...))
 	if err != nil {
+		return nil, err
+	}
+	if err := s.cleanRoutes(ctx, by, rs, known); err != nil {
 		return nil, err
 	}
 	var stale []policy.Policy
@@ -72,6 +80,24 @@ func (s *Server) clean(ctx context.Context, by string) ([]policy.Policy, error) 
 	}
 	s.log.Info("policies cleaned up", "by", by, "policies", len(stale), "revision", revision)
 	return stale, nil
+}
+
+// cleanRoutes unmaps the apps that are gone.
+func (s *Server) cleanRoutes(ctx context.Context, by string, rs []policy.Route, known map[policy.AppID]string) error {
+	var stale []policy.Route
+	for _, r := range rs {
+		if _, there := known[r.App]; r.App != "" && !there {
+			stale = append(stale, r)
+		}
+	}
+	if len(stale) == 0 {
+		return nil
+	}
+	revision, err := s.store.RemoveRoutes(ctx, stale)
+	if err == nil {
+		s.log.Info("routes cleaned up", "by", by, "routes", len(stale), "revision", revision)
+	}
+	return err
 }
 
 // cleanRegularly cleans up until ctx ends. A cleanup that fails is left to the

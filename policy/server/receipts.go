@@ -29,8 +29,7 @@ func (s *Server) changeDeletePolicies(w http.ResponseWriter, r *http.Request) er
 }
 
 // receipted answers a change with its revision, and with the receipt that was
-// asked for. A change that is stored is answered as such even where there is no
-// receipt to be had.
+// asked for.
 func (s *Server) receipted(w http.ResponseWriter, r *http.Request,
 	change func(*http.Request, api.Version) ([]policy.Policy, api.Revision, error)) error {
 	wait, asked, err := waitOf(r)
@@ -43,14 +42,20 @@ func (s *Server) receipted(w http.ResponseWriter, r *http.Request,
 	}
 	answer := api.Changed{Revision: revision}
 	if asked {
-		receipt, err := s.receipt(w, r, hub.Question{Revision: revision, Policies: ps}, wait)
-		if err != nil {
-			s.log.Warn("no receipt for a stored change", "revision", revision, "error", err)
-		} else {
-			answer.Enforced = &receipt
-		}
+		s.addReceipt(w, r, &answer, hub.Question{Revision: revision, Policies: ps}, wait)
 	}
 	return answerJSON(w, answer)
+}
+
+// addReceipt waits for the receipt of a stored change. Where none is to be had
+// the change is still answered as stored.
+func (s *Server) addReceipt(w http.ResponseWriter, r *http.Request, answer *api.Changed, q hub.Question, wait time.Duration) {
+	receipt, err := s.receipt(w, r, q, wait)
+	if err != nil {
+		s.log.Warn("no receipt for a stored change", "revision", q.Revision, "error", err)
+		return
+	}
+	answer.Enforced = &receipt
 }
 
 // enforced answers for a revision by the cells that it concerns; without one,

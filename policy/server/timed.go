@@ -23,7 +23,7 @@ func observe[T any](t *timedStore, operation string, f func() (T, error)) (T, er
 	result := "ok"
 	switch {
 	case err == nil:
-	case errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrNoLease),
+	case errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrNoLease), errors.Is(err, store.ErrNotYours),
 		errors.Is(err, store.ErrCompacted), errors.Is(err, store.ErrTagsExhausted),
 		errors.Is(err, store.ErrLeaseMismatch), errors.Is(err, store.ErrNotInPool), errors.Is(err, store.ErrSubnetTaken), errors.Is(err, context.Canceled):
 		result = "refused"
@@ -181,4 +181,28 @@ func (t *timedStore) ReplaceSecurityGroups(ctx context.Context, gs []policy.Secu
 
 func (t *timedStore) SecurityGroupsUpdated(ctx context.Context) (time.Time, error) {
 	return observe(t, "security_groups_updated", func() (time.Time, error) { return t.Store.SecurityGroupsUpdated(ctx) })
+}
+
+func (t *timedStore) Routes(ctx context.Context, f store.RouteFilter) ([]policy.Route, error) {
+	return observe(t, "routes", func() ([]policy.Route, error) { return t.Store.Routes(ctx, f) })
+}
+
+func (t *timedStore) AddRoutes(ctx context.Context, rs []policy.Route, beside func(policy.AppID) bool) (api.Revision, error) {
+	return observe(t, "add_routes", func() (api.Revision, error) { return t.Store.AddRoutes(ctx, rs, beside) })
+}
+
+func (t *timedStore) RemoveRoutes(ctx context.Context, rs []policy.Route) (api.Revision, error) {
+	return observe(t, "remove_routes", func() (api.Revision, error) { return t.Store.RemoveRoutes(ctx, rs) })
+}
+
+func (t *timedStore) Domains(ctx context.Context) ([]policy.Hostname, error) {
+	return observe(t, "domains", func() ([]policy.Hostname, error) { return t.Store.Domains(ctx) })
+}
+
+func (t *timedStore) AddDomain(ctx context.Context, d policy.Hostname) (api.Revision, error) {
+	return observe(t, "add_domain", func() (api.Revision, error) { return t.Store.AddDomain(ctx, d) })
+}
+
+func (t *timedStore) RemoveDomain(ctx context.Context, d policy.Hostname) (api.Revision, error) {
+	return observe(t, "remove_domain", func() (api.Revision, error) { return t.Store.RemoveDomain(ctx, d) })
 }

@@ -50,6 +50,9 @@ type Backup struct {
 
 	GroupsUpdated  time.Time           `json:"groups_updated,omitzero"`
 	SecurityGroups []api.SecurityGroup `json:"security_groups"` // in the order in which they are paged
+
+	Domains []policy.Hostname `json:"domains,omitempty"` // absent: made before there were routes
+	Routes  []policy.Route    `json:"routes,omitempty"`  // by age
 }
 
 // BackupTag is a tag that was given once, to an app or, with a type, to what else
@@ -120,7 +123,7 @@ func ReadBackup(r io.Reader) (*Backup, error) {
 
 // Check returns the policies if they and the tags agree: each is valid, and an
 // app in a policy has a tag, its own. ErrConflict otherwise, and where a security
-// group is there twice.
+// group, a domain or a route is there twice or is none.
 func (b *Backup) Check(maxTag policy.Tag) ([]policy.Policy, error) {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%w: %w", ErrConflict, fmt.Errorf(format, args...))
@@ -164,7 +167,29 @@ func (b *Backup) Check(maxTag policy.Tag) ([]policy.Policy, error) {
 		}
 		groups[g.GUID] = true
 	}
-	return ps, nil
+	return ps, b.checkRoutes()
+}
+
+// checkRoutes refuses what could not have been stored.
+func (b *Backup) checkRoutes() error {
+	domains := make(map[policy.Hostname]bool)
+	for _, d := range b.Domains {
+		if got, err := policy.ParseDomain(string(d)); err != nil || got != d || domains[d] {
+			return fmt.Errorf("%w: the domain %q is there twice or is none", ErrConflict, d)
+		}
+		domains[d] = true
+	}
+	routes := make(map[policy.Route]bool)
+	for _, r := range b.Routes {
+		if err := r.Validate(); err != nil {
+			return fmt.Errorf("%w: %w", ErrConflict, err)
+		}
+		if routes[r] {
+			return fmt.Errorf("%w: the route %s is there twice", ErrConflict, r)
+		}
+		routes[r] = true
+	}
+	return nil
 }
 
 // FromFoundation makes a backup of what a Cloud Foundry policy server's external

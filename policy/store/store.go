@@ -30,6 +30,8 @@ var (
 	ErrConflict = errors.New("conflict")
 	// ErrNotFound: the thing named does not exist.
 	ErrNotFound = errors.New("not found")
+	// ErrNotYours: the name is that of an app which the caller may not touch.
+	ErrNotYours = errors.New("the name is another's")
 	// ErrLocked: another process owns the database file.
 	ErrLocked = errors.New("database is in use by another server")
 	// ErrCorrupt: the database file is damaged, or is no database at all.
@@ -95,6 +97,7 @@ type Store interface {
 
 	SilkStore
 	SecurityGroupStore
+	RouteStore
 
 	// Apps is the registry, by org, space and name.
 	Apps(ctx context.Context) ([]App, error)
@@ -124,6 +127,8 @@ type State struct {
 	Tags      []api.AppTag
 	Endpoints []api.Endpoint
 	Peers     []api.Peer // every cell with a live lease, and every silk peer
+	Domains   []policy.Hostname
+	Routes    []policy.Route // by age
 }
 
 // Cell is a cell or silk peer as an operator sees it.
@@ -152,6 +157,7 @@ type Stats struct {
 	LeasePool int // subnets of the pool
 	Endpoints int
 	Apps      int
+	Routes    int
 }
 
 // LeaseConfig is the overlay network and how it is cut into leases.

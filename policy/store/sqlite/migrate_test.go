@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"tulle/policy"
 	"tulle/policy/api"
 	"tulle/policy/store"
 	"tulle/policy/store/sqlite"
@@ -54,8 +55,11 @@ func TestADatabaseOfTheFirstVersionIsBroughtUpToDate(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []api.AppTag{{App: "web", Tag: 1}, router, {App: "db", Tag: 3}}
-	if diff := cmp.Diff(want, state.Tags); diff != "" || router.Tag != 2 || state.Epoch != "first" || state.Revision != 8 || len(state.Policies) != 1 {
+	if diff := cmp.Diff(want, state.Tags); diff != "" || router.Tag != 2 || state.Epoch != "first" || state.Revision != 9 || len(state.Policies) != 1 {
 		t.Errorf("epoch %s, revision %d, policies %v, tags (-want +got):\n%s", state.Epoch, state.Revision, state.Policies, diff)
+	}
+	if diff := cmp.Diff([]policy.Hostname{policy.DefaultDomain}, state.Domains); diff != "" {
+		t.Errorf("domains (-want +got):\n%s", diff)
 	}
 	at, err := s.SecurityGroupsUpdated(t.Context())
 	if err != nil || at.UnixNano() != 0 {

@@ -82,6 +82,12 @@ func (d *db) Export(ctx context.Context) (*store.Backup, error) {
 				b.Cells[i].Expires = micros(c.expires)
 			}
 		}
+		if b.Domains, err = listDomains(ctx, q); err != nil {
+			return err
+		}
+		if b.Routes, err = listRoutes(ctx, q, store.RouteFilter{}); err != nil {
+			return err
+		}
 		if b.Endpoints, err = listEndpoints(ctx, q, ""); err != nil {
 			return err
 		}
@@ -124,6 +130,7 @@ func (d *db) Import(ctx context.Context, b *store.Backup) error {
 			func() error { return t.putCells(b) },
 			func() error { return t.putAudit(b.Audit) },
 			func() error { return t.putGroups(b) },
+			func() error { return t.putNames(b) },
 		} {
 			if err := put(); err != nil {
 				return err

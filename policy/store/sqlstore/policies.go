@@ -203,8 +203,8 @@ func (d *db) Stats(ctx context.Context) (store.Stats, error) {
 	err := d.view(ctx, "read statistics", func(t querier) error {
 		if err := t.QueryRowContext(ctx, `SELECT revision,
 			(SELECT count(*) FROM policies), (SELECT count(*) FROM tags WHERE app IS NOT NULL),
-			(SELECT count(*) FROM endpoints), (SELECT count(*) FROM apps) FROM meta`).
-			Scan(&s.Revision, &s.Policies, &s.Tags, &s.Endpoints, &s.Apps); err != nil {
+			(SELECT count(*) FROM endpoints), (SELECT count(*) FROM apps), (SELECT count(*) FROM routes) FROM meta`).
+			Scan(&s.Revision, &s.Policies, &s.Tags, &s.Endpoints, &s.Apps, &s.Routes); err != nil {
 			return err
 		}
 		taken, _, err := subnets(ctx, t, "")

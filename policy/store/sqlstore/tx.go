@@ -108,7 +108,8 @@ func (t *tx) record() (revision api.Revision, changed bool, err error) {
 func (t *tx) recordDelta() (revision api.Revision, changed bool, err error) {
 	d := &t.delta
 	if !t.replaced && len(d.PoliciesAdded)+len(d.PoliciesRemoved)+len(d.TagsSet)+len(d.TagsRemoved)+
-		len(d.EndpointsSet)+len(d.EndpointsRemoved)+len(d.PeersSet)+len(d.PeersRemoved) == 0 {
+		len(d.EndpointsSet)+len(d.EndpointsRemoved)+len(d.PeersSet)+len(d.PeersRemoved)+
+		len(d.DomainsSet)+len(d.DomainsRemoved)+len(d.RoutesSet)+len(d.RoutesRemoved) == 0 {
 		err = t.row(&revision, `SELECT revision FROM meta`)
 		return revision, false, err
 	}
@@ -282,6 +283,12 @@ func (d *db) State(ctx context.Context) (*store.State, error) {
 			return err
 		}
 		if s.Endpoints, err = listEndpoints(ctx, t, ``); err != nil {
+			return err
+		}
+		if s.Domains, err = listDomains(ctx, t); err != nil {
+			return err
+		}
+		if s.Routes, err = listRoutes(ctx, t, store.RouteFilter{}); err != nil {
 			return err
 		}
 		cells, err := listCells(ctx, t)

@@ -22,7 +22,8 @@ import (
 // furnished is a store with something of everything: policies, tags in use and
 // at rest, named and nameless apps, a cell with containers, one whose lease has
 // ended, one whose subnet another got, a silk peer, one that leases, a cell of
-// mode wireguard, the router's tag and security groups.
+// mode wireguard, the router's tag, security groups, a domain and
+// routes.
 func furnished(t *testing.T, open Open) *fixture {
 	f := start(t, open)
 	f.add(allow("web", "db", policy.TCP, 80), allow("web", "cache", policy.UDP, 53, 60), allow("gone", "db", policy.TCP, 1))
@@ -52,6 +53,9 @@ func furnished(t *testing.T, open Open) *fixture {
 		f.must(f.PutSecurityGroup(t.Context(), group(name, "s1", "s2")))
 	}
 	f.must(f.DeleteSecurityGroup(t.Context(), "guid-c"))
+	_, err = f.AddDomain(t.Context(), "acme.internal")
+	f.must(err)
+	f.mapped(route("z.acme.internal", "web"), route("a.apps.internal", "db"), route("a.apps.internal", "10.255.9.9"))
 	return f
 }
 
@@ -98,6 +102,7 @@ var backupTests = map[string]func(*testing.T, Open){
 		}
 		same(t, "tags", g.tags(), f.tags())
 		same(t, "silk leases", g.silkLeases(), f.silkLeases())
+		same(t, "routes", g.routes(store.RouteFilter{}), f.routes(store.RouteFilter{}))
 		for _, filter := range []store.GroupFilter{{All: true}, {Spaces: []string{"s2"}}} {
 			was, _, err := f.SecurityGroups(t.Context(), filter)
 			f.must(err)
@@ -172,6 +177,9 @@ var backupTests = map[string]func(*testing.T, Open){
 			"a container elsewhere":   func(b *store.Backup) { b.Endpoints[0].Address = netip.MustParseAddr("10.1.2.3") },
 			"a container of nobody":   func(b *store.Backup) { b.Endpoints[0].Cell = "nobody" },
 			"a space of no org":       func(b *store.Backup) { b.Spaces[0].Org = "nowhere" },
+			"a route twice":           func(b *store.Backup) { b.Routes[1] = b.Routes[0] },
+			"a route to nowhere":      func(b *store.Backup) { b.Routes[0].App = "" },
+			"a domain that is none":   func(b *store.Backup) { b.Domains[0] = "*" },
 			"an entry of audit twice": func(b *store.Backup) { b.Audit[1].ID = b.Audit[0].ID },
 		} {
 			_, b := f.written(good)
@@ -179,7 +187,7 @@ var backupTests = map[string]func(*testing.T, Open){
 			if err := g.Import(t.Context(), b); err == nil {
 				t.Errorf("%s: imported", name)
 			}
-			if left := g.export(); left.Revision != 0 || len(left.Policies)+len(left.Tags)+len(left.Cells)+len(left.Audit)+len(left.Orgs)+len(left.SecurityGroups) > 0 || left.Epoch != g.Epoch() {
+			if left := g.export(); left.Revision != 0 || len(left.Policies)+len(left.Tags)+len(left.Cells)+len(left.Audit)+len(left.Orgs)+len(left.SecurityGroups)+len(left.Routes) > 0 || len(left.Domains) != 1 || left.Epoch != g.Epoch() {
 				t.Fatalf("%s: left %+v", name, left)
 			}
 		}

@@ -18,7 +18,7 @@ var policyTests = map[string]func(*testing.T, Open){
 		if s.Epoch == "" || s.Epoch != f.Epoch() {
 			t.Errorf("epoch of the state %q, of the store %q", s.Epoch, f.Epoch())
 		}
-		same(t, "state", *s, store.State{Epoch: f.Epoch()})
+		same(t, "state", *s, store.State{Epoch: f.Epoch(), Domains: []policy.Hostname{policy.DefaultDomain}})
 		same(t, "changes", f.since(0), []api.Delta{})
 	},
 	"policies are stored once and survive": func(t *testing.T, open Open) {
@@ -160,7 +160,7 @@ var tagTests = map[string]func(*testing.T, Open){
 		if !errors.Is(err, store.ErrTagsExhausted) {
 			t.Fatalf("%d apps: %v, want %v", last+1, err, store.ErrTagsExhausted)
 		}
-		same(t, "state after the refusal", *f.state(), store.State{Epoch: f.Epoch()})
+		same(t, "state after the refusal", *f.state(), store.State{Epoch: f.Epoch(), Domains: []policy.Hostname{policy.DefaultDomain}})
 		f.add(ps[:last-1]...)
 		if tag := f.tags()[ps[last-2].Destination]; tag != last {
 			t.Errorf("the last app has tag %d, want %d", tag, last)
