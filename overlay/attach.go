@@ -85,7 +85,7 @@ func (l *life) admit(ctx context.Context, r control.AttachRequest, dev tun.Devic
 	connected := l.d.client.Connected()
 	if !known && !connected {
 		// Nothing is allocated for what may never be.
-		if !until(patience, l.heard()) {
+		if !until(patience, l.d.client.Connection) {
 			return e, unreachable()
 		}
 		connected = true
@@ -169,19 +169,6 @@ func (l *life) await(ctx context.Context, container string, version uint64) (api
 func lost(err error) bool {
 	var e *control.Error
 	return errors.As(err, &e) && e.Code == control.CodeUnreachable
-}
-
-// heard is a condition for until: the server is connected, or has said something
-// since. (The client tells that it is connected only after the first event.)
-func (l *life) heard() func() (bool, <-chan struct{}) {
-	l.mu.Lock()
-	since := l.events
-	l.mu.Unlock()
-	return func() (bool, <-chan struct{}) {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return l.events > since || l.d.client.Connected(), l.changed
-	}
 }
 
 // knownApp reports whether an app's slice is in the table: another instance is

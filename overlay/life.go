@@ -47,7 +47,6 @@ type life struct {
 	world    *world
 	started  bool          // the first table of this life is published
 	changed  chan struct{} // closed and replaced with every event
-	events   uint64        // taken in so far
 	attached map[string]*attachment
 	hosted   map[policy.AppID]api.Revision // apps registered here, and since which revision
 	hostedAt api.Epoch
@@ -236,7 +235,6 @@ func (l *life) take(_ context.Context, e api.Event) error {
 	first := !l.started
 	l.started = true
 	l.world.tunnels.begin = false
-	l.events++
 	epoch, revision, floor := l.world.epoch, l.world.revision, l.world.floor
 	close(l.changed)
 	l.changed = make(chan struct{})

@@ -41,8 +41,9 @@ type Client struct {
 	base string
 	http *http.Client
 
-	mu     sync.Mutex // guards status
-	status Status
+	mu      sync.Mutex // guards the fields below
+	status  Status
+	changed chan struct{} // closed and replaced when status.Connected changes
 }
 
 // StatusError is an answer of the server that is not a success.
@@ -92,8 +93,9 @@ func New(opt Options) (*Client, error) {
 		return nil, err
 	}
 	return &Client{
-		opt:  opt,
-		base: "https://" + u.Host + strings.TrimSuffix(u.Path, "/"),
+		opt:     opt,
+		changed: make(chan struct{}),
+		base:    "https://" + u.Host + strings.TrimSuffix(u.Path, "/"),
 		http: &http.Client{
 			Transport: &http.Transport{
 				TLSClientConfig:     opt.TLS.Clone(),

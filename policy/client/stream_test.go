@@ -123,6 +123,41 @@ func TestNonsenseIsNotHandledAsEvents(t *testing.T) {
 	<-done
 }
 
+// Who looks while the first event is being taken in is told when the client
+// counts as connected, and then when it no longer does.
+func TestConnectionTellsItsChanges(t *testing.T) {
+	c := strange(t, func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, `{"snapshot":{"epoch":"e","revision":1}}`+"\n")
+		http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}, client.Options{})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	begun := make(chan (<-chan struct{}), 1)
+	done := make(chan error, 1)
+	go func() {
+		done <- c.Watch(ctx, func(context.Context, api.Event) error {
+			connected, changed := c.Connection()
+			if connected {
+				t.Error("connected before the first event is taken in")
+			}
+			begun <- changed
+			return nil
+		})
+	}()
+	<-<-begun
+	connected, changed := c.Connection()
+	if !connected {
+		t.Error("not connected though told so")
+	}
+	cancel()
+	<-changed
+	if c.Connected() {
+		t.Error("connected though the watch is over")
+	}
+	<-done
+}
+
 func TestStatusErrorCarriesTheServersWords(t *testing.T) {
 	answer := `{"error": "cell \"a\" is not welcome"}`
 	c := strange(t, func(w http.ResponseWriter, r *http.Request) {

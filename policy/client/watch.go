@@ -39,10 +39,22 @@ func (c *Client) Status() Status {
 // Connected reports whether a stream is open and has spoken.
 func (c *Client) Connected() bool { return c.Status().Connected }
 
+// Connection is Connected, and a channel that is closed when that is no longer so.
+func (c *Client) Connection() (connected bool, changed <-chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.status.Connected, c.changed
+}
+
 func (c *Client) setStatus(f func(*Status)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	was := c.status.Connected
 	f(&c.status)
+	if c.status.Connected != was {
+		close(c.changed)
+		c.changed = make(chan struct{})
+	}
 }
 
 var (
