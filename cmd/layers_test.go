@@ -24,7 +24,7 @@ var layers = [][]string{
 	{"policy/auth/uaa", "policy/cc"},
 	{"policy/auth/uaa/uaatest"},
 	{"policy/cc/cctest"},
-	{"overlay/tun/tuntest", "overlay/udp/udptest", "overlay/netcfg/nstest", "overlay/netstack", "policy/store", "policy/store/pgtest", "policy/client", "overlay/control"},
+	{"overlay/shape", "overlay/tun/tuntest", "overlay/udp/udptest", "overlay/netcfg/nstest", "overlay/netstack", "policy/store", "policy/store/pgtest", "policy/client", "overlay/control"},
 	{"policy/store/sqlstore"},
 	{"policy/store/sqlite", "policy/store/postgres", "policy/store/storetest", "policy/hub", "policy/asgsync", "overlay/datapath", "overlay/endpoint", "overlay/holder", "overlay/wireguard", "cni/attach", "overlay/contain", "cmd/internal/promtest"},
 	{"policy/server", "overlay", "cni/netconf"},

@@ -11,6 +11,7 @@ import (
 	"tulle/overlay/dns"
 	"tulle/overlay/endpoint"
 	"tulle/overlay/fib"
+	"tulle/overlay/shape"
 	"tulle/overlay/tun"
 	"tulle/policy"
 	"tulle/policy/api"
@@ -41,6 +42,9 @@ func (l *life) Attach(ctx context.Context, r control.AttachRequest) (_ control.A
 	defer unlock()
 	if err := checkPidfd(r); err != nil {
 		return control.Attached{}, err
+	}
+	if err := limits(r.Bandwidth).Check(); err != nil {
+		return control.Attached{}, control.Errorf(control.CodeBadRequest, "attach %s: %v", r.Container, err)
 	}
 	dev, err := openTUN(r)
 	if err != nil {
@@ -92,7 +96,7 @@ func (l *life) admit(ctx context.Context, r control.AttachRequest, dev tun.Devic
 	}
 	e, err = l.d.ledger.Attach(endpoint.Endpoint{
 		Container: r.Container, App: r.App, AppID: id, Instance: r.Instance, Device: r.Device, Lifeline: r.Lifeline, UID: r.Peer.UID,
-		Network: r.Network, Address: r.Address,
+		Network: r.Network, Address: r.Address, Bandwidth: r.Bandwidth,
 	})
 	switch {
 	case errors.Is(err, endpoint.ErrNoAddress):
@@ -197,8 +201,10 @@ func (l *life) enter(e endpoint.Endpoint, dev tun.Device, line line) error {
 	defer l.mu.Unlock()
 	// Under the lock that events are taken in under: a tag that changes now is
 	// not missed.
+	dev = shape.Wrap(dev, limits(e.Bandwidth))
 	if err := l.path.Attach(fib.Local{Addr: e.Address, Container: e.Container, App: e.AppID, Tag: l.world.tags[e.AppID],
 		Incarnation: incarnationUnder(l.lease, e)}, dev); err != nil {
+		_ = dev.Close() // with what Wrap may have started; nobody has read from it
 		return fmt.Errorf("attach %s: %w", e.Container, err)
 	}
 	at := &attachment{e: e, line: line}
@@ -250,6 +256,14 @@ func (l *life) end(e endpoint.Endpoint, why string) error {
 	l.registrar.changed(e.Address)
 	l.d.log.Info("detached", "container", e.Container, "address", e.Address, "why", why)
 	return err
+}
+
+// limits are an attacher's in the words of the device that holds them.
+func limits(b control.Bandwidth) shape.Limits {
+	return shape.Limits{
+		Ingress: shape.Rate{Rate: b.IngressRate, Burst: b.IngressBurst},
+		Egress:  shape.Rate{Rate: b.EgressRate, Burst: b.EgressBurst},
+	}
 }
 
 // checkPidfd refuses what is no pidfd: a descriptor of another kind may be

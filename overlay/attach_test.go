@@ -53,12 +53,13 @@ func TestAttachRefusals(t *testing.T) {
 		r.Resume = resume
 		return r
 	}
-	cases := []struct {
+	type refusal struct {
 		name       string
 		r          control.Attach
 		tun, pidfd *os.File
 		want       control.Code
-	}{
+	}
+	cases := []refusal{
 		{"a plain file", ask("x", "web", control.LifelineNone, false), file, nil, control.CodeNotTUN},
 		{"a TUN descriptor without a device", ask("x", "web", control.LifelineNone, false), unset, nil, control.CodeNotTUN},
 		{"same container twice", ask("web-1", "web", control.LifelineNone, false), good, nil, control.CodeExists},
@@ -67,6 +68,9 @@ func TestAttachRefusals(t *testing.T) {
 		{"resume of what never was", ask("x", "web", control.LifelineNone, true), good, nil, control.CodeNotFound},
 		{"resume as another app", ask("web-1", "db", control.LifelineNone, true), good, nil, control.CodeBadRequest},
 	}
+	thin := ask("x", "web", control.LifelineNone, false)
+	thin.Bandwidth = control.Bandwidth{EgressRate: 1e6, EgressBurst: 8000}
+	cases = append(cases, refusal{"a burst that holds no packet", thin, good, nil, control.CodeBadRequest})
 	conn := one.client()
 	if _, err := conn.List(t.Context()); err != nil {
 		t.Fatal(err)

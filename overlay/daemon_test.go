@@ -54,7 +54,8 @@ func TestRestart(t *testing.T) {
 	one := p.cell("one", "127.0.0.1", nil)
 	p.allow(tcp("web", "db", 5432))
 	web := one.attach("web-1", "web", control.LifelineConnection)
-	db := one.attach("db-1", "db", control.LifelineNone)
+	limited := control.Bandwidth{EgressRate: 1e9, EgressBurst: 1e6}
+	db := one.attachWith("db-1", "db", control.LifelineNone, func(r *control.Attach) { r.Bandwidth = limited })
 	db.listen(5432)
 	conn := web.reaches(db, 5432)
 	before := one.status()
@@ -71,6 +72,9 @@ func TestRestart(t *testing.T) {
 	one.untilStatus("one waits, one is back", func(s control.Status) bool {
 		return len(s.Endpoints) == 2 && !s.Endpoints[0].Waiting && s.Endpoints[1].Waiting
 	})
+	if s := one.status(); s.Endpoints[0].Bandwidth != limited || s.Endpoints[1].Bandwidth != (control.Bandwidth{}) {
+		t.Errorf("limits after the restart: %+v", s.Endpoints)
+	}
 	again := one.client()
 	r := one.request("web-1", "web", control.LifelineConnection)
 	r.Resume = true

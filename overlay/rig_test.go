@@ -339,10 +339,18 @@ func newTUN(t *testing.T) (*nstest.Namespace, *os.File) {
 
 func (c *cell) attach(id string, of policy.AppID, l control.Lifeline) *app {
 	c.Helper()
+	return c.attachWith(id, of, l, func(*control.Attach) {})
+}
+
+// attachWith is attach with what change asks for as well.
+func (c *cell) attachWith(id string, of policy.AppID, l control.Lifeline, change func(*control.Attach)) *app {
+	c.Helper()
+	r := c.request(id, of, l)
+	change(&r)
 	a := &app{cell: c, id: id, conn: c.client()}
 	a.ns, a.tun = newTUN(c.T)
 	var err error
-	if a.at, err = a.conn.Attach(c.Context(), c.request(id, of, l), a.tun, nil); err != nil {
+	if a.at, err = a.conn.Attach(c.Context(), r, a.tun, nil); err != nil {
 		c.Fatalf("attach %s: %v", id, err)
 	}
 	a.configure()

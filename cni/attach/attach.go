@@ -67,9 +67,10 @@ func EndpointName(id, device string) string {
 
 // Wish is what a container is to be.
 type Wish struct {
-	App      api.AppRef
-	Instance string
-	Address  netip.Addr // invalid: any
+	App       api.AppRef
+	Instance  string
+	Address   netip.Addr // invalid: any
+	Bandwidth control.Bandwidth
 }
 
 // Add makes the device, attaches it and configures it.
@@ -99,7 +100,7 @@ func Add(ctx context.Context, c Container, w Wish) (got control.Attached, err er
 	// From here on the daemon's duplicates keep the device.
 	defer tun.Close()
 
-	request := control.Attach{Container: c.Name(), App: w.App, Instance: w.Instance, Address: w.Address,
+	request := control.Attach{Container: c.Name(), App: w.App, Instance: w.Instance, Address: w.Address, Bandwidth: w.Bandwidth,
 		Network: c.Network, Device: c.Device, Lifeline: control.LifelineNone}
 	pidfd := openProcess(c.Netns, ns)
 	if pidfd != nil {

@@ -48,13 +48,13 @@ type Metadata struct {
 
 // Runtime are the capability arguments that mean something here.
 type Runtime struct {
-	App          *App              `json:"app,omitempty"`
-	DNS          *DNS              `json:"dns,omitempty"`
-	IPs          []string          `json:"ips,omitempty"`
-	MAC          string            `json:"mac,omitempty"`
-	PortMappings []json.RawMessage `json:"portMappings,omitempty"`
-	NetOutRules  []json.RawMessage `json:"netOutRules,omitempty"`
-	Bandwidth    *Bandwidth        `json:"bandwidth,omitempty"`
+	App          *App               `json:"app,omitempty"`
+	DNS          *DNS               `json:"dns,omitempty"`
+	IPs          []string           `json:"ips,omitempty"`
+	MAC          string             `json:"mac,omitempty"`
+	PortMappings []json.RawMessage  `json:"portMappings,omitempty"`
+	NetOutRules  []json.RawMessage  `json:"netOutRules,omitempty"`
+	Bandwidth    *control.Bandwidth `json:"bandwidth,omitempty"`
 }
 
 // App is an application and an instance of it; capability "app".
@@ -68,14 +68,6 @@ type DNS struct {
 	Servers  []string `json:"servers,omitempty"`
 	Searches []string `json:"searches,omitempty"`
 	Options  []string `json:"options,omitempty"`
-}
-
-// Bandwidth is capability "bandwidth", in bits per second and bits.
-type Bandwidth struct {
-	IngressRate  uint64 `json:"ingressRate,omitempty"`
-	IngressBurst uint64 `json:"ingressBurst,omitempty"`
-	EgressRate   uint64 `json:"egressRate,omitempty"`
-	EgressBurst  uint64 `json:"egressBurst,omitempty"`
 }
 
 // Parse decodes a configuration and the result of the plugin before, if any.

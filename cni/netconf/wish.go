@@ -25,6 +25,9 @@ func (c *Conf) Wish(args, id string, env func(string) string) (attach.Wish, erro
 	if w.Address, err = c.address(args); err != nil {
 		return w, err
 	}
+	if b := c.Runtime.Bandwidth; b != nil {
+		w.Bandwidth = *b
+	}
 	_, macErr := c.MAC(args)
 	return w, errors.Join(macErr, c.cannot())
 }
@@ -38,7 +41,6 @@ func (c *Conf) cannot() error {
 	}{
 		{len(c.Runtime.PortMappings) > 0, "portMappings", "publish no port of a container of this network"},
 		{len(c.Runtime.NetOutRules) > 0, "netOutRules", "containers reach nothing outside the overlay yet"},
-		{c.Runtime.Bandwidth != nil && *c.Runtime.Bandwidth != Bandwidth{}, "bandwidth", "set no limit"},
 	} {
 		if r.asked {
 			errs = append(errs, fmt.Errorf("network %s: runtimeConfig.%s is not supported: %s", c.Name, r.key, r.mend))

@@ -38,7 +38,7 @@ func TestWish(t *testing.T) {
 		{"ports", `"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"tcp"}]}`, "", "error: runtimeConfig.portMappings is not supported"},
 		{"no ports", `"runtimeConfig":{"portMappings":[],"bandwidth":{"ingressRate":0}}`, "", "invalid IP"},
 		{"Garden's rules", `"runtimeConfig":{"netOutRules":[{"protocol":0}]}`, "", "error: runtimeConfig.netOutRules is not supported"},
-		{"bandwidth", `"runtimeConfig":{"bandwidth":{"egressRate":1000,"egressBurst":1000}}`, "", "error: runtimeConfig.bandwidth is not supported"},
+		{"bandwidth", `"runtimeConfig":{"bandwidth":{"egressRate":1000,"egressBurst":1000}}`, "", "invalid IP"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w, err := parsed(t, c.keys).Wish(c.args, "c1", func(string) string { return "" })

@@ -33,9 +33,21 @@ type Attach struct {
 	Network string `json:"network,omitempty"`
 	// Address asks for that one, if it is free; invalid: any.
 	Address netip.Addr `json:"address,omitzero"`
+	// Bandwidth limits what the container sends and receives; the zero value does not.
+	Bandwidth Bandwidth `json:"bandwidth,omitzero"`
 	// Resume asks for the endpoint that the daemon's journal has for Container:
 	// the daemon was restarted and the attacher kept its duplicate.
 	Resume bool `json:"resume,omitempty"`
+}
+
+// Bandwidth is a token bucket for each direction, in bits a second and bits, by the
+// names of the CNI's capability. Ingress is what the container receives. Of a pair
+// both are given or neither.
+type Bandwidth struct {
+	IngressRate  uint64 `json:"ingressRate,omitempty"`
+	IngressBurst uint64 `json:"ingressBurst,omitempty"`
+	EgressRate   uint64 `json:"egressRate,omitempty"`
+	EgressBurst  uint64 `json:"egressBurst,omitempty"`
 }
 
 // Attached is the answer: what the attacher configures on the device.
@@ -83,6 +95,7 @@ type Endpoint struct {
 	Waiting     bool         `json:"waiting,omitempty"` // journalled, its attacher has not come back yet
 	UID         uint32       `json:"uid"`               // who attached it
 	Network     string       `json:"network,omitempty"` // its runtime's name for it
+	Bandwidth   Bandwidth    `json:"bandwidth,omitzero"`
 }
 
 // Status is the daemon's state at a glance.

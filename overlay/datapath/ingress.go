@@ -258,8 +258,8 @@ func (w *ingress) flush() {
 		for _, b := range pieces {
 			length += len(b)
 		}
-		if err := w.to[g].dev.Write(pieces...); err != nil {
-			w.c.drop(DeviceWrite)
+		if r := written(w.to[g].dev.Write(pieces...)); r != Passed {
+			w.c.drop(r)
 		} else {
 			w.c.pass(length)
 		}

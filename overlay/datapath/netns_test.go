@@ -15,6 +15,7 @@ import (
 
 	"tulle/overlay/fib"
 	"tulle/overlay/netcfg/nstest"
+	"tulle/overlay/shape"
 	"tulle/overlay/tun"
 	"tulle/overlay/udp/udptest"
 	"tulle/policy"
@@ -51,12 +52,12 @@ func newKernels(t *testing.T, mode fib.Mode, mtu int) *kernels {
 		c.policies.Add(rule("web db udp 53"))
 		c.policies.Add(rule("web db tcp 80"))
 	}
-	k.web, k.db = k.attach(0, "web", 2, mtu), k.attach(1, "db", 3, mtu)
+	k.web, k.db = k.attach(0, "web", 2, mtu, shape.Limits{}), k.attach(1, "db", 3, mtu, shape.Limits{})
 	k.start()
 	return k
 }
 
-func (k *kernels) attach(cell int, app policy.AppID, host byte, mtu int) *kernelContainer {
+func (k *kernels) attach(cell int, app policy.AppID, host byte, mtu int, limits shape.Limits) *kernelContainer {
 	k.t.Helper()
 	c := k.cells[cell]
 	a := c.subnet.Addr().As4()
@@ -66,7 +67,7 @@ func (k *kernels) attach(cell int, app policy.AppID, host byte, mtu int) *kernel
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	if err := c.path.Attach(fib.Local{Addr: n.addr, App: app, Tag: tags[app], Incarnation: 1<<32 | uint64(host)}, dev); err != nil {
+	if err := c.path.Attach(fib.Local{Addr: n.addr, App: app, Tag: tags[app], Incarnation: 1<<32 | uint64(host)}, shape.Wrap(dev, limits)); err != nil {
 		k.t.Fatal(err)
 	}
 	k.cells[1-cell].fib.Update(func(b *fib.Builder) {
@@ -281,4 +282,31 @@ func TestBadNetworkUnderRealStacks(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A container's limits hold for real connections, each direction for itself, on its
+// own cell and across: never more than the rate, and not much less.
+func TestBandwidthUnderRealStacks(t *testing.T) {
+	k := newKernels(t, fib.VXLAN, 1450)
+	const burst = 8 * 64 << 10
+	slow := k.attach(0, "web", 9, 1450, shape.Limits{
+		Egress: shape.Rate{Rate: 20e6, Burst: burst}, Ingress: shape.Rate{Rate: 40e6, Burst: burst},
+	})
+	near := k.attach(0, "db", 10, 1450, shape.Limits{})
+	for name, to := range map[string]*kernelContainer{"same cell": near, "across": k.db} {
+		t.Run(name, func(t *testing.T) {
+			to.serve(t, to.addr, 80)
+			const size = 3 << 20
+			begun := time.Now()
+			if err := slow.transfer(k.ctx, netip.AddrPortFrom(to.addr, 80).String(), size); err != nil {
+				t.Fatal(err)
+			}
+			took := time.Since(begun).Seconds()
+			least := (8*size-burst)/20e6 + (8*size-burst)/40e6
+			if took < least || took > 4*least {
+				t.Errorf("%d bytes there and back took %.2f s, want at least %.2f", size, took, least)
+			}
+			t.Logf("%.2f s, at full rate %.2f", took, least)
+		})
+	}
 }

@@ -55,6 +55,7 @@ const (
 
 	// Output.
 	DeviceWrite
+	Bandwidth
 	SendError
 
 	// NumReasons is the number of reasons.
@@ -100,6 +101,7 @@ var reasons = [NumReasons]struct{ name, explanation string }{
 	FragmentsFull:      {"fragments_full", "Too many incomplete datagrams, of this source or in all."},
 	FragmentExpired:    {"fragment_expired", "The fragment's datagram was not completed in time, so it was let go."},
 	DeviceWrite:        {"device_write", "The container's device did not take the packet."},
+	Bandwidth:          {"bandwidth", "The container is sent more than its bandwidth limit, and enough waits for it already."},
 	SendError:          {"send_error", "The socket to the other cell did not take the packet."},
 }
 

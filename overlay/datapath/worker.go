@@ -3,6 +3,7 @@ package datapath
 import (
 	"tulle/overlay/flow"
 	"tulle/overlay/packet"
+	"tulle/overlay/shape"
 	"tulle/overlay/tun"
 	"tulle/overlay/vxlan"
 )
@@ -48,10 +49,19 @@ func (w *worker) write(e *endpoint, b []byte) Reason {
 	w.piece[0] = b
 	err := e.dev.Write(w.piece[:]...)
 	w.piece[0] = nil
-	if err != nil {
+	return written(err)
+}
+
+// written is what became of a packet that was given to a device.
+func written(err error) Reason {
+	switch err {
+	case nil:
+		return Passed
+	case shape.ErrQueue:
+		return Bandwidth
+	default:
 		return DeviceWrite
 	}
-	return Passed
 }
 
 // parse is packet.Parse with the error as a reason.

@@ -20,16 +20,17 @@ const version = 1
 
 // Endpoint is a container as the journal has it.
 type Endpoint struct {
-	Container string           `json:"container"`
-	Address   netip.Addr       `json:"address"`
-	Counter   uint32           `json:"counter"` // the incarnation's low half; never used twice under one lease generation
-	App       api.AppRef       `json:"app"`     // as the attacher named it
-	AppID     policy.AppID     `json:"app_id,omitempty"`
-	Instance  string           `json:"instance,omitempty"`
-	Device    string           `json:"device"`
-	Lifeline  control.Lifeline `json:"lifeline"`
-	UID       uint32           `json:"uid"`
-	Network   string           `json:"network,omitempty"` // the runtime's name; for its GC
+	Container string            `json:"container"`
+	Address   netip.Addr        `json:"address"`
+	Counter   uint32            `json:"counter"` // the incarnation's low half; never used twice under one lease generation
+	App       api.AppRef        `json:"app"`     // as the attacher named it
+	AppID     policy.AppID      `json:"app_id,omitempty"`
+	Instance  string            `json:"instance,omitempty"`
+	Device    string            `json:"device"`
+	Lifeline  control.Lifeline  `json:"lifeline"`
+	UID       uint32            `json:"uid"`
+	Network   string            `json:"network,omitempty"` // the runtime's name; for its GC
+	Bandwidth control.Bandwidth `json:"bandwidth,omitzero"`
 }
 
 // Lease is the cell's lease and when it ends, by two clocks: CLOCK_BOOTTIME
