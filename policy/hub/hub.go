@@ -146,14 +146,19 @@ func (h *Hub) Run(ctx context.Context) error {
 		wg.Go(func() { h.tellOthers(ctx) })
 		wg.Go(func() { h.hearOthers(ctx) })
 	}
+	failing := false
 	for ctx.Err() == nil {
 		changed := h.source.Changed()
 		held := h.heldNow()
 		var retry <-chan time.Time
 		if err := h.catchUp(ctx); err != nil && ctx.Err() == nil {
-			h.opt.Log.Error("watch hub cannot read the store", "error", err)
+			if !failing {
+				h.opt.Log.Error("watch hub cannot read the store, watches go on as they are", "error", err)
+			}
+			failing = true
 			retry = time.After(retryStore)
 		} else {
+			failing = false
 			h.release(held)
 		}
 		select {

@@ -16,6 +16,7 @@ type Index struct {
 	policies  multi[policy.AppID, policy.Policy]    // by each of their ends
 	partners  map[policy.AppID]counts[policy.AppID] // number of policies between two apps, symmetric
 	tags      map[policy.AppID]policy.Tag
+	types     map[policy.AppID]string // of those of them that are no application's
 	places    map[place]api.Endpoint
 	instances multi[policy.AppID, place]      // places of an app
 	hosts     map[policy.AppID]counts[string] // instances of an app by cell
@@ -93,6 +94,7 @@ func NewIndex(s *store.State) *Index {
 		policies:  make(multi[policy.AppID, policy.Policy]),
 		partners:  make(map[policy.AppID]counts[policy.AppID]),
 		tags:      make(map[policy.AppID]policy.Tag, len(s.Tags)),
+		types:     make(map[policy.AppID]string),
 		places:    make(map[place]api.Endpoint, len(s.Endpoints)),
 		instances: make(multi[policy.AppID, place]),
 		hosts:     make(map[policy.AppID]counts[string]),
@@ -106,7 +108,7 @@ func NewIndex(s *store.State) *Index {
 		x.addPolicy(p, &scrap)
 	}
 	for _, t := range s.Tags {
-		x.tags[t.App] = t.Tag
+		x.setTag(t)
 	}
 	for _, e := range s.Endpoints {
 		x.setEndpoint(e, &scrap)
@@ -182,13 +184,14 @@ func (x *Index) Apply(d api.Delta) (*Change, error) {
 	}
 	for _, t := range d.TagsSet {
 		if old, ok := x.tags[t.App]; !ok || old != t.Tag {
-			x.tags[t.App] = t.Tag
+			x.setTag(t)
 			ch.tags = append(ch.tags, t.App)
 		}
 	}
 	for _, app := range d.TagsRemoved {
 		if _, ok := x.tags[app]; ok {
 			delete(x.tags, app)
+			delete(x.types, app)
 			ch.tags = append(ch.tags, app)
 		}
 	}
@@ -215,6 +218,13 @@ func (x *Index) Apply(d api.Delta) (*Change, error) {
 		clear(x.related)
 	}
 	return ch, nil
+}
+
+func (x *Index) setTag(t api.AppTag) {
+	x.tags[t.App] = t.Tag
+	if t.Type != "" {
+		x.types[t.App] = t.Type
+	}
 }
 
 func (x *Index) addPolicy(p policy.Policy, ch *Change) {

@@ -35,13 +35,19 @@ func asRefusal(err error) *refusal {
 	var r *refusal
 	switch {
 	case errors.As(err, &r):
+		if r.status == http.StatusInternalServerError && unavailable(r.cause) {
+			return &refusal{http.StatusServiceUnavailable, r.text, r.cause}
+		}
 		return r
 	case errors.Is(err, store.ErrNotFound):
 		return &refusal{http.StatusNotFound, err.Error(), nil}
 	case errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrNoLease), errors.Is(err, store.ErrTagsExhausted):
 		return &refusal{http.StatusConflict, err.Error(), nil}
-	case errors.Is(err, store.ErrFull):
-		return &refusal{http.StatusInsufficientStorage, store.ErrFull.Error(), err}
+	}
+	for _, why := range []error{store.ErrAway, store.ErrFull, store.ErrCorrupt} {
+		if errors.Is(err, why) {
+			return &refusal{http.StatusServiceUnavailable, why.Error(), err}
+		}
 	}
 	return &refusal{http.StatusInternalServerError, "internal error", err}
 }

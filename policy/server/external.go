@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -112,7 +113,8 @@ func (s *Server) uptime(w http.ResponseWriter, _ *http.Request) error {
 
 func (s *Server) health(_ http.ResponseWriter, r *http.Request) error {
 	if err := s.store.Ping(r.Context()); err != nil {
-		return refuse(http.StatusInternalServerError, "check database failed", err)
+		// The original's status, also where others are answered 503.
+		return refuse(http.StatusInternalServerError, "check database failed", errors.New(err.Error()))
 	}
 	return nil
 }

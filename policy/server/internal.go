@@ -28,7 +28,7 @@ const (
 // only requests that came over mutual TLS with a cell's certificate (InternalServer
 // makes such a server). Safe for concurrent use.
 type Internal struct {
-	store        store.Store
+	store        *steadyStore
 	hub          *hub.Hub
 	legacy       *ca.Authority // nil: no legacy client is let in
 	router       *mux.Router
@@ -43,7 +43,10 @@ type InternalOptions struct {
 	Hub          hub.Options
 	Legacy       *ca.Authority // whose clients read policies and security groups; nil: none
 	WriteTimeout time.Duration // a watching cell that takes no byte for so long is dropped; 30 s
-	Log          *slog.Logger
+	// Refresh is how often, at most, the server reads again what it answers from
+	// while the database is away, and what no watch needs; 5 s.
+	Refresh time.Duration
+	Log     *slog.Logger
 }
 
 // NewInternal reads the store's state and makes the internal API. Watches are
@@ -58,6 +61,9 @@ func NewInternal(ctx context.Context, s store.Store, opt InternalOptions) (*Inte
 	if opt.WriteTimeout <= 0 {
 		opt.WriteTimeout = 30 * time.Second
 	}
+	if opt.Refresh <= 0 {
+		opt.Refresh = 5 * time.Second
+	}
 	if opt.Hub.Exchange == nil {
 		// A store of several servers lets their hubs talk.
 		opt.Hub.Exchange, _ = s.(hub.Exchange)
@@ -66,7 +72,7 @@ func NewInternal(ctx context.Context, s store.Store, opt InternalOptions) (*Inte
 	if err != nil {
 		return nil, err
 	}
-	in := &Internal{store: s, hub: h, legacy: opt.Legacy, writeTimeout: opt.WriteTimeout, log: opt.Log}
+	in := &Internal{store: newSteady(s, h, opt.Refresh, opt.Log), hub: h, legacy: opt.Legacy, writeTimeout: opt.WriteTimeout, log: opt.Log}
 	in.router = mux.NewRouter()
 	in.router.HandleFunc(api.PathLease, in.ofCell(in.putLease)).Methods(http.MethodPut)
 	in.router.HandleFunc(api.PathLease, in.ofCell(in.deleteLease)).Methods(http.MethodDelete)
@@ -96,7 +102,16 @@ func InternalServer(in http.Handler, conf *tls.Config, log *slog.Logger) *http.S
 }
 
 // Run follows the store until ctx ends, then ends every watch.
-func (in *Internal) Run(ctx context.Context) error { return in.hub.Run(ctx) }
+func (in *Internal) Run(ctx context.Context) error {
+	steady := make(chan struct{})
+	go func() {
+		defer close(steady)
+		in.store.run(ctx)
+	}()
+	err := in.hub.Run(ctx)
+	<-steady
+	return err
+}
 
 // Hub is the watch hub, for its counters.
 func (in *Internal) Hub() *hub.Hub { return in.hub }
@@ -212,15 +227,25 @@ func (in *Internal) refuse(w http.ResponseWriter, r *http.Request, cell ca.Peer,
 	answer := &httpStatus{code: http.StatusInternalServerError, text: "internal error"}
 	if known := new(httpStatus); errors.As(err, &known) {
 		answer = known
+		if unavailable(known.cause) {
+			answer = &httpStatus{code: http.StatusServiceUnavailable, text: known.text}
+		}
 	} else {
 		for target, code := range map[error]int{
 			store.ErrConflict: http.StatusConflict,
 			store.ErrNotFound: http.StatusNotFound,
 			store.ErrNoLease:  http.StatusServiceUnavailable,
+			store.ErrAway:     http.StatusServiceUnavailable,
+			store.ErrFull:     http.StatusServiceUnavailable,
+			store.ErrCorrupt:  http.StatusServiceUnavailable,
 			hub.ErrEpoch:      http.StatusConflict,
 			hub.ErrFuture:     http.StatusConflict,
 		} {
-			if errors.Is(err, target) {
+			switch {
+			case !errors.Is(err, target):
+			case unavailable(target): // the rest of the text is the database's own
+				answer = &httpStatus{code: code, text: target.Error()}
+			default:
 				answer = &httpStatus{code: code, text: err.Error()}
 			}
 		}

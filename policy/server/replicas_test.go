@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -55,37 +54,6 @@ func TestTwoServersOnOneDatabase(t *testing.T) {
 				t.Fatalf("%s never knows that both cells are at %d: %s", address, revision, text)
 			}
 		}
-	}
-}
-
-// TestServerWithoutItsDatabase takes the database away under a server with a
-// cell and brings it back: the cell keeps its stream, users are told, and then
-// all goes on by itself.
-func TestServerWithoutItsDatabase(t *testing.T) {
-	cluster := pgtest.Start(t)
-	s := newSite(t, cluster.Database())
-	at := s.serve(t)
-	a := s.cell(t, "a", at.Internal, 1, "web")
-	s.must(t, "POST", at.External, policies, body("web db tcp 80 80"))
-	a.has(1)
-	connected := a.client.Status().Reconnects
-	cluster.Stop()
-	for _, c := range []struct{ method, path, body, want string }{
-		{"POST", policies, body("web db tcp 81 81"), "database create failed"},
-		{"POST", remove, body("web db tcp 80 80"), "database delete failed"},
-		{"GET", policies, "", "database read failed"},
-		{"GET", "/health", "", "check database failed"},
-	} {
-		status, text, err := s.call(t.Context(), c.method, at.External, c.path, c.body)
-		if err != nil || status != http.StatusInternalServerError || !strings.Contains(text, c.want) {
-			t.Errorf("%s %s without a database: %d %s, %v; want 500 and %q", c.method, c.path, status, text, err, c.want)
-		}
-	}
-	cluster.Restart()
-	s.must(t, "POST", at.External, policies, body("web db tcp 82 82"))
-	a.has(2)
-	if got := a.client.Status().Reconnects; got != connected {
-		t.Errorf("the cell connected again %d times", got-connected)
 	}
 }
 

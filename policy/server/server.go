@@ -108,8 +108,10 @@ func New(ctx context.Context, o Options) (*Server, error) {
 		return nil, fmt.Errorf("internal API: %w", err)
 	}
 	s.internal = internal
+	timed := s.store
+	s.store = internal.store
 	if o.Meter != nil {
-		o.Meter.Watch(s.store, internal)
+		o.Meter.Watch(timed, internal) // that tells whether the database is there
 	}
 	if err := s.listen(ctx); err != nil {
 		s.Close()

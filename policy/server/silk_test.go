@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -22,16 +23,17 @@ import (
 // legacyRig is a server with both of its mutual-TLS sockets and a legacy root.
 type legacyRig struct {
 	*world
+	pki            string // holds the directory pki
 	roots          *ca.Roots
 	legacy         *ca.Authority
 	internal, silk string // URLs
 }
 
-func newLegacyRig(t *testing.T) *legacyRig {
+func newLegacyRig(t *testing.T, change ...func(*server.Options)) *legacyRig {
 	t.Helper()
-	r := &legacyRig{}
+	r := &legacyRig{pki: t.TempDir()}
 	r.world = start(t, func(o *server.Options) {
-		dir := t.TempDir()
+		dir := filepath.Join(r.pki, "pki")
 		var err error
 		if r.roots, err = ca.Create(dir); err != nil {
 			t.Fatal(err)
@@ -46,6 +48,9 @@ func newLegacyRig(t *testing.T) *legacyRig {
 		o.InternalTLS = ca.InternalTLS(r.roots.Cells, r.legacy, certificate)
 		o.InternalOptions.Legacy = r.legacy
 		o.LegacyAddress, o.LegacyTLS = "127.0.0.1:0", ca.LegacyTLS(r.legacy, certificate)
+		for _, f := range change {
+			f(o)
+		}
 	})
 	a := r.server.Addresses()
 	r.internal, r.silk = "https://"+a.Internal, "https://"+a.Legacy

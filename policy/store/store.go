@@ -38,6 +38,9 @@ var (
 	ErrCorrupt = errors.New("database is damaged")
 	// ErrFull: the disk is full; what was asked was not stored.
 	ErrFull = errors.New("no space left for the database")
+	// ErrAway: the database does not answer, or takes no writes; whether a write
+	// that ended so was stored is not known.
+	ErrAway = errors.New("the database does not answer")
 	// ErrNewer: the database was written by a newer version of the program.
 	ErrNewer = errors.New("database is from a newer version")
 )

@@ -23,6 +23,7 @@ const (
 	codeCannotConnect  = "57P03" // starting up or shutting down
 	codeTooMany        = "53300" // connections
 	codeIdleTooLong    = "25P03" // within a transaction
+	codeReadOnly       = "25006" // a standby, after a failover
 	codeDiskFull       = "53100"
 	codeDataCorrupted  = "XX001"
 	codeIndexCorrupted = "XX002"
@@ -35,9 +36,17 @@ const (
 func explain(err error) error {
 	var e *pgconn.PgError
 	if !errors.As(err, &e) {
+		if away(err) {
+			return fmt.Errorf("%w: %w", store.ErrAway, err)
+		}
 		return err
 	}
+	if strings.HasPrefix(e.Code, classConnection) {
+		return fmt.Errorf("%w: %w", store.ErrAway, err)
+	}
 	switch e.Code {
+	case codeAdminShutdown, codeCrashShutdown, codeCannotConnect, codeTooMany, codeIdleTooLong, codeReadOnly:
+		return fmt.Errorf("%w: %w", store.ErrAway, err)
 	case codeDiskFull:
 		return fmt.Errorf("%w: %w", store.ErrFull, err)
 	case codeDataCorrupted, codeIndexCorrupted:
@@ -66,7 +75,14 @@ func again(err error, sent bool) bool {
 	if sent || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return false
 	}
+	return pgconn.SafeToRetry(err) || away(err)
+}
+
+// away reports whether the connection is at fault: it could not be made, or was
+// lost. The end of the caller's own patience is neither.
+func away(err error) bool {
 	var network *net.OpError
-	return pgconn.SafeToRetry(err) || errors.Is(err, driver.ErrBadConn) ||
-		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &network)
+	var connect *pgconn.ConnectError
+	return errors.Is(err, driver.ErrBadConn) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.As(err, &network) || errors.As(err, &connect)
 }

@@ -22,8 +22,11 @@ func explain(err error) error {
 	case lib.SQLITE_NOTADB:
 		return fmt.Errorf("%w: the file is not a database", store.ErrCorrupt)
 	}
-	if e.Code()&0xff == lib.SQLITE_CORRUPT {
+	switch e.Code() & 0xff {
+	case lib.SQLITE_CORRUPT:
 		return fmt.Errorf("%w: %w", store.ErrCorrupt, err)
+	case lib.SQLITE_IOERR, lib.SQLITE_CANTOPEN, lib.SQLITE_READONLY:
+		return fmt.Errorf("%w: %w", store.ErrAway, err)
 	}
 	return err
 }
