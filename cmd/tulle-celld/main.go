@@ -3,7 +3,7 @@
 // privilege and gives up what it has before it reads anything.
 //
 // main maps an error to an exit code; run is the whole program over its
-// arguments and streams. The commands: the daemon (the default), status, list,
+// arguments and streams. The commands: the daemon (the default), join, status, list,
 // version, and holder, which the daemon starts itself.
 package main
 
@@ -94,7 +94,7 @@ func command() *cobra.Command {
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.PersistentFlags().StringVar(&configPath, "config", "", "the configuration file")
-	root.AddCommand(statusCommand(&configPath), listCommand(&configPath), holderCommand(), versionCommand())
+	root.AddCommand(joinCommand(), statusCommand(&configPath), listCommand(&configPath), holderCommand(), versionCommand())
 	return root
 }
 

@@ -33,13 +33,9 @@ func issueCellCommand(p *place) *cobra.Command {
 			if err := ca.CheckCellName(name); err != nil {
 				return &usageError{err}
 			}
-			var may []ca.Space
-			for _, s := range spaces {
-				space, err := ca.ParseSpace(s)
-				if err != nil {
-					return &usageError{fmt.Errorf("--spaces: %w", err)}
-				}
-				may = append(may, space)
+			may, err := parseSpaces(spaces)
+			if err != nil {
+				return err
 			}
 			if len(may) == 0 || out == "" {
 				return &usageError{errors.New("--spaces and --out are needed")}
@@ -67,6 +63,17 @@ func issueCellCommand(p *place) *cobra.Command {
 	cmd.Flags().StringVar(&out, "out", "", "the directory to write to")
 	cmd.Flags().DurationVar(&lifetime, "lifetime", ca.CellLifetime, "how long the credential is valid")
 	return cmd
+}
+
+func parseSpaces(texts []string) (spaces []ca.Space, err error) {
+	for _, s := range texts {
+		space, err := ca.ParseSpace(s)
+		if err != nil {
+			return nil, &usageError{fmt.Errorf("--spaces: %w", err)}
+		}
+		spaces = append(spaces, space)
+	}
+	return spaces, nil
 }
 
 func addPeerCommand(p *place) *cobra.Command {

@@ -4,7 +4,7 @@
 //
 // main maps an error to an exit code; run is the whole program over its
 // arguments and streams. The commands: serve (the default), init, issue-cell,
-// issue-legacy, add-peer, remove-peer, export, import and version.
+// join-token, revoke-cell, revocations, issue-legacy, add-peer, remove-peer, export, import and version.
 package main
 
 import (
@@ -82,7 +82,7 @@ func command() *cobra.Command {
 	p.flags(root)
 	root.AddCommand(
 		&cobra.Command{Use: "serve", Short: "Run the server until it is told to stop (the default)", Args: noArguments, RunE: root.RunE},
-		initCommand(&p), issueCellCommand(&p), issueLegacyCommand(&p), addPeerCommand(&p), removePeerCommand(&p),
+		initCommand(&p), issueCellCommand(&p), joinTokenCommand(&p), revokeCellCommand(&p), revocationsCommand(&p), issueLegacyCommand(&p), addPeerCommand(&p), removePeerCommand(&p),
 		exportCommand(&p), importCommand(&p),
 		&cobra.Command{Use: "version", Short: "Say what this was built from", Args: noArguments, RunE: func(c *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintln(c.OutOrStdout(), version())

@@ -61,6 +61,7 @@ func serve(ctx context.Context, p *place, stdout, stderr io.Writer) (err error) 
 	if legacy != nil {
 		internal, leases = ca.InternalTLS(roots.Cells, legacy, certificate), ca.LegacyTLS(legacy, certificate)
 	}
+	internal = ca.WithJoin(internal, roots.Server)
 	// From here on the machine is touched.
 	release, err := c.claimState()
 	if err != nil {
@@ -81,7 +82,7 @@ func serve(ctx context.Context, p *place, stdout, stderr io.Writer) (err error) 
 		SelfService: c.SelfService, CleanupEvery: time.Duration(c.PolicyCleanupInterval) * time.Minute,
 		ExternalAddress: c.External, ExternalTLS: external,
 		InternalAddress: c.Internal, InternalTLS: internal,
-		InternalOptions: server.InternalOptions{Legacy: legacy},
+		InternalOptions: server.InternalOptions{Legacy: legacy, Issuer: roots.Cells},
 		LegacyAddress:   c.Legacy, LegacyTLS: leases,
 		Meter: metrics.New(), MetricsAddress: c.Metrics,
 		AdminSocket: c.adminSocket(),

@@ -32,6 +32,10 @@ const (
 	RouteUnmap   Action = "route.unmap"
 	DomainAdd    Action = "domain.add" // (the domain)
 	DomainRemove Action = "domain.remove"
+	CellInvite   Action = "cell.invite" // a join token was made (the cell)
+	CellJoin     Action = "cell.join"
+	CellRenew    Action = "cell.renew"
+	CellRevoke   Action = "cell.revoke"
 	StoreImport  Action = "store.import" // (the file's kind)
 )
 

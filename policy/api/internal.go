@@ -152,6 +152,7 @@ type Delta struct {
 	EndpointsSet     []Endpoint     `json:"endpoints_set,omitempty"`
 	PeersRemoved     []string       `json:"peers_removed,omitempty"`
 	PeersSet         []Peer         `json:"peers_set,omitempty"`
+	Revoked          []Revocation   `json:"revoked,omitempty"` // for servers; no cell is told
 	Floor            Revision       `json:"floor"`
 
 	DomainsRemoved   []policy.Hostname `json:"domains_removed,omitempty"`

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"tulle/policy"
@@ -34,6 +35,7 @@ const (
 const (
 	RootLifetime       = 20 * 365 * 24 * time.Hour
 	CellLifetime       = 2 * 365 * 24 * time.Hour
+	JoinedLifetime     = 90 * 24 * time.Hour // of a cell that joined, and so renews its credential itself
 	ServerLifetime     = 90 * 24 * time.Hour
 	backdate           = time.Hour // for cells whose clock is behind
 	serialBits         = 127
@@ -175,6 +177,30 @@ func (a *Authority) IssueServer(hosts []string, lifetime time.Duration) (*Creden
 // IssueCell makes the credential of the cell name, which may host the given
 // spaces (AnySpace, NamedSpace or SpaceGUID). A lifetime of 0 is CellLifetime.
 func (a *Authority) IssueCell(name string, spaces []Space, lifetime time.Duration) (*Credential, error) {
+	tmpl, err := a.cell(name, spaces)
+	if err != nil {
+		return nil, err
+	}
+	return a.issue(tmpl, lifetime, CellLifetime)
+}
+
+// SignCell is IssueCell for a key that was made on the cell: of the request, a
+// PKCS #10 in PEM, only the key counts, which it must be signed with. The answer
+// is the certificate in PEM.
+func (a *Authority) SignCell(request []byte, name string, spaces []Space, lifetime time.Duration) ([]byte, error) {
+	tmpl, err := a.cell(name, spaces)
+	if err != nil {
+		return nil, err
+	}
+	key, err := requestedKey(request)
+	if err != nil {
+		return nil, err
+	}
+	return a.sign(tmpl, key, lifetime, CellLifetime)
+}
+
+// cell is the template of a cell's certificate.
+func (a *Authority) cell(name string, spaces []Space) (*x509.Certificate, error) {
 	if a.role != RoleCell {
 		return nil, fmt.Errorf("issue cell credential from root %s: %w", a.role, ErrRole)
 	}
@@ -184,12 +210,12 @@ func (a *Authority) IssueCell(name string, spaces []Space, lifetime time.Duratio
 	tmpl := &x509.Certificate{
 		Subject:     pkix.Name{Organization: []string{"Tulle"}, CommonName: name},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-		URIs:        []*url.URL{uri(RoleCell, name)},
+		URIs:        []*url.URL{uri(RoleCell, name), uri(issuedHost, strconv.FormatInt(a.now().UnixMicro(), 10))},
 	}
 	for _, s := range spaces {
 		tmpl.URIs = append(tmpl.URIs, s.uri())
 	}
-	return a.issue(tmpl, lifetime, CellLifetime)
+	return tmpl, nil
 }
 
 // IssueInstance makes the certificate of one container of app, for connections
@@ -212,12 +238,25 @@ func (a *Authority) IssueInstance(app policy.AppID, instance string, lifetime ti
 // issue makes a key, fills in what all leaf certificates have and signs. A
 // negative lifetime gives a certificate that has expired, for tests.
 func (a *Authority) issue(tmpl *x509.Certificate, lifetime, fallback time.Duration) (*Credential, error) {
-	if lifetime == 0 {
-		lifetime = fallback
-	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("make key of %s: %w", tmpl.Subject.CommonName, err)
+	}
+	cert, err := a.sign(tmpl, key.Public(), lifetime, fallback)
+	if err != nil {
+		return nil, err
+	}
+	keyPEM, err := encodeKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return &Credential{CertPEM: cert, KeyPEM: keyPEM}, nil
+}
+
+// sign is issue for a key that is there.
+func (a *Authority) sign(tmpl *x509.Certificate, key crypto.PublicKey, lifetime, fallback time.Duration) (_ []byte, err error) {
+	if lifetime == 0 {
+		lifetime = fallback
 	}
 	if tmpl.SerialNumber, err = newSerial(); err != nil {
 		return nil, err
@@ -230,15 +269,11 @@ func (a *Authority) issue(tmpl *x509.Certificate, lifetime, fallback time.Durati
 	}
 	tmpl.KeyUsage = x509.KeyUsageDigitalSignature
 	tmpl.BasicConstraintsValid = true
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, key.Public(), a.key)
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, key, a.key)
 	if err != nil {
 		return nil, fmt.Errorf("sign certificate of %s: %w", tmpl.Subject.CommonName, err)
 	}
-	keyPEM, err := encodeKey(key)
-	if err != nil {
-		return nil, err
-	}
-	return &Credential{CertPEM: encodeCert(der), KeyPEM: keyPEM}, nil
+	return encodeCert(der), nil
 }
 
 func newSerial() (*big.Int, error) {

@@ -138,7 +138,7 @@ func TestIdentityTravelsInTheCertificate(t *testing.T) {
 		if err != nil {
 			t.Fatalf("spaces %v: %v", spaces, err)
 		}
-		if diff := cmp.Diff(Peer{Role: RoleCell, Name: "cell-1", Spaces: spaces}, got); diff != "" {
+		if diff := cmp.Diff(Peer{Role: RoleCell, Name: "cell-1", Spaces: spaces, Issued: got.Issued}, got); diff != "" {
 			t.Errorf("spaces %v (-want +got):\n%s", spaces, diff)
 		}
 	}
@@ -152,7 +152,7 @@ func TestIdentityTravelsInTheCertificate(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := Identify(leaf)
-	if diff := cmp.Diff(Peer{Role: RoleInstance, Name: "app-guid/0"}, got); diff != "" || err != nil {
+	if diff := cmp.Diff(Peer{Role: RoleInstance, Name: "app-guid/0", Issued: got.Issued}, got); diff != "" || err != nil {
 		t.Errorf("instance: %v (-want +got):\n%s", err, diff)
 	}
 }
@@ -372,7 +372,7 @@ func TestCellCredentialOnDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(Peer{Role: RoleCell, Name: "cell-1", Spaces: []Space{AnySpace}}, peer); diff != "" {
+	if diff := cmp.Diff(Peer{Role: RoleCell, Name: "cell-1", Spaces: []Space{AnySpace}, Issued: peer.Issued}, peer); diff != "" {
 		t.Errorf("peer (-want +got):\n%s", diff)
 	}
 	get, err := roots.Server.Certificates([]string{"127.0.0.1"})

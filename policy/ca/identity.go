@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strconv"
 	"strings"
+	"time"
 )
 
 const (
 	uriScheme  = "tulle"
 	spacesHost = "spaces"
+	issuedHost = "issued" // microseconds since 1970, for revocations
 )
 
 // maxNameLen bounds a cell's name; it travels in every endpoint and every path.
@@ -81,6 +84,7 @@ type Peer struct {
 	Role   Role
 	Name   string  // the cell's name; "APP/INSTANCE" of an instance
 	Spaces []Space // of a cell: what it may host
+	Issued time.Time
 }
 
 // HostsAny reports whether the cell may host every application.
@@ -100,7 +104,8 @@ func (p Peer) MayHost(org, space, guid string) bool {
 // Identify reads who cert names. It does not verify the certificate; the TLS
 // configurations of this package have done that.
 func Identify(cert *x509.Certificate) (Peer, error) {
-	var p Peer
+	// Certificates from before there were revocations tell it to the second.
+	p := Peer{Issued: cert.NotBefore.Add(backdate)}
 	for _, u := range cert.URIs {
 		if u.Scheme != uriScheme {
 			continue
@@ -116,6 +121,12 @@ func Identify(cert *x509.Certificate) (Peer, error) {
 			p.Spaces = append(p.Spaces, Space{GUID: parts[0]})
 		case host == spacesHost && len(parts) == 2:
 			p.Spaces = append(p.Spaces, Space{Org: parts[0], Space: parts[1]})
+		case host == issuedHost && len(parts) == 1:
+			micros, err := strconv.ParseInt(parts[0], 10, 64)
+			if err != nil {
+				return Peer{}, fmt.Errorf("certificate of %q: %s is not understood", cert.Subject.CommonName, u)
+			}
+			p.Issued = time.UnixMicro(micros)
 		case p.Role != "":
 			return Peer{}, fmt.Errorf("certificate of %q names more than one party", cert.Subject.CommonName)
 		case host == string(RoleCell) && len(parts) == 1:

@@ -90,14 +90,7 @@ func CellTLS(dir string) (*tls.Config, Peer, error) {
 	if !roots.AppendCertsFromPEM(pem) {
 		return nil, Peer{}, fmt.Errorf("read cell credential: %s holds no certificate", ServerCAFile)
 	}
-	load := func() (*tls.Certificate, error) {
-		pair, err := tls.LoadX509KeyPair(filepath.Join(dir, CellCertFile), filepath.Join(dir, CellKeyFile))
-		if err != nil {
-			return nil, fmt.Errorf("read cell credential: %w", err)
-		}
-		return &pair, nil
-	}
-	pair, err := load()
+	pair, err := loadCell(dir)
 	if err != nil {
 		return nil, Peer{}, err
 	}
@@ -112,7 +105,7 @@ func CellTLS(dir string) (*tls.Config, Peer, error) {
 		MinVersion: tls.VersionTLS12,
 		RootCAs:    roots,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return load()
+			return loadCell(dir)
 		},
 	}, peer, nil
 }

@@ -39,9 +39,10 @@ type Options struct {
 type Client struct {
 	opt  Options
 	base string
-	http *http.Client
 
-	mu      sync.Mutex // guards the fields below
+	mu      sync.Mutex // guards what follows
+	http    *http.Client
+	stream  context.CancelCauseFunc // ends the stream that is open; nil: none is
 	status  Status
 	changed chan struct{} // closed and replaced when status.Connected changes
 }
@@ -92,32 +93,40 @@ func New(opt Options) (*Client, error) {
 	if err := ca.CheckCellName(opt.Cell); err != nil {
 		return nil, err
 	}
-	return &Client{
-		opt:     opt,
-		changed: make(chan struct{}),
-		base:    "https://" + u.Host + strings.TrimSuffix(u.Path, "/"),
-		http: &http.Client{
-			Transport: &http.Transport{
-				TLSClientConfig:     opt.TLS.Clone(),
-				ForceAttemptHTTP2:   true,
-				TLSHandshakeTimeout: opt.RequestTimeout,
-				IdleConnTimeout:     time.Minute,
-				// A connection whose other end is gone without a word is given up,
-				// and the next request makes a new one.
-				HTTP2: &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingAfter},
-			},
-			CheckRedirect: func(*http.Request, []*http.Request) error {
-				return errors.New("the policy server never redirects")
-			},
+	c := &Client{opt: opt, changed: make(chan struct{}), base: "https://" + u.Host + strings.TrimSuffix(u.Path, "/")}
+	c.http = c.newHTTP()
+	return c, nil
+}
+
+func (c *Client) newHTTP() *http.Client {
+	return &http.Client{
+		Transport: &http.Transport{
+			TLSClientConfig:     c.opt.TLS.Clone(),
+			ForceAttemptHTTP2:   true,
+			TLSHandshakeTimeout: c.opt.RequestTimeout,
+			IdleConnTimeout:     time.Minute,
+			// A connection whose other end is gone without a word is given up,
+			// and the next request makes a new one.
+			HTTP2: &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingAfter},
 		},
-	}, nil
+		CheckRedirect: func(*http.Request, []*http.Request) error {
+			return errors.New("the policy server never redirects")
+		},
+	}
+}
+
+// client is the one whose connection has the present credential.
+func (c *Client) client() *http.Client {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.http
 }
 
 // Cell is the name in the credential.
 func (c *Client) Cell() string { return c.opt.Cell }
 
 // Close drops idle connections. End Watch's context first.
-func (c *Client) Close() { c.http.CloseIdleConnections() }
+func (c *Client) Close() { c.client().CloseIdleConnections() }
 
 // Lease asks for the cell's share of the overlay, or renews it.
 func (c *Client) Lease(ctx context.Context, r api.LeaseRequest) (api.Lease, error) {
@@ -174,7 +183,7 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	resp, err := c.http.Do(req)
+	resp, err := c.client().Do(req)
 	if err != nil {
 		return err
 	}

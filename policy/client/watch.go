@@ -69,6 +69,9 @@ func (c *Client) Watch(ctx context.Context, handle Handler) error {
 	w := &watch{c: c, handle: handle, acks: newAcker(c)}
 	var wg sync.WaitGroup
 	wg.Go(func() { w.acks.run(ctx) })
+	if c.opt.Credentials != "" {
+		wg.Go(func() { c.renew(ctx) })
+	}
 	defer wg.Wait() // Watch returns only when ctx has ended, and so does the acker
 	delay := c.opt.BackoffMin
 	for first := true; ; first = false {
@@ -76,6 +79,9 @@ func (c *Client) Watch(ctx context.Context, handle Handler) error {
 			c.setStatus(func(s *Status) { s.Reconnects++ })
 		}
 		spoke, err := w.stream(ctx)
+		for errors.Is(err, errRenewed) { // no interruption: it goes on at once
+			_, err = w.stream(ctx)
+		}
 		c.setStatus(func(s *Status) { s.Connected = false })
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -109,8 +115,13 @@ type watch struct {
 // stream opens one stream and reads it to its end. spoke tells whether an event
 // was taken in.
 func (w *watch) stream(ctx context.Context) (spoke bool, err error) {
+	whole := ctx // the handler's: what it has begun it ends, whatever becomes of the stream
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	w.c.mu.Lock()
+	w.c.stream = cancel
+	via := w.c.http
+	w.c.mu.Unlock()
 	// Until the answer begins the limit is that of any request: a handshake with
 	// a busy server may take longer than a heartbeat.
 	silence := time.AfterFunc(w.c.opt.RequestTimeout, func() { cancel(errSilent) })
@@ -121,7 +132,7 @@ func (w *watch) stream(ctx context.Context) (spoke bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	resp, err := w.c.http.Do(req)
+	resp, err := via.Do(req)
 	if err != nil {
 		return false, explain(ctx, err)
 	}
@@ -138,7 +149,7 @@ func (w *watch) stream(ctx context.Context) (spoke bool, err error) {
 		}
 		// The handler may take its time; only the server's silence counts.
 		silence.Stop()
-		if err := w.take(ctx, e); err != nil {
+		if err := w.take(whole, e); err != nil {
 			return spoke, err
 		}
 		silence.Reset(w.c.opt.Silence)

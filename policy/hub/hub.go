@@ -237,6 +237,9 @@ func (h *Hub) apply(d api.Delta) error {
 	for w, rev := range h.asked {
 		w.tellLocked(rev)
 	}
+	for _, r := range d.Revoked {
+		h.shutLocked(r.Cell)
+	}
 	h.followLocked(len(ch.peers) > 0)
 	return nil
 }
@@ -257,8 +260,14 @@ func (h *Hub) reload(ctx context.Context) error {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	before := h.x.revoked
 	h.x = NewIndex(state)
 	h.base, h.recent = state.Revision, nil
+	for name, at := range h.x.revoked {
+		if !at.Equal(before[name]) {
+			h.shutLocked(name)
+		}
+	}
 	for _, c := range h.cells {
 		c.owed = state.Revision
 		if c.watcher != nil {

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"fmt"
+	"time"
 
 	"tulle/policy"
 	"tulle/policy/api"
@@ -22,7 +23,8 @@ type Index struct {
 	hosts     map[policy.AppID]counts[string] // instances of an app by cell
 	own       map[string]counts[policy.AppID] // instances of a cell by app
 	peers     map[string]api.Peer
-	total     int // policies
+	revoked   map[string]time.Time // credentials of the cell issued until then are void
+	total     int                  // policies
 	names
 
 	related map[string]map[string]struct{} // what Related found, until a relation changes
@@ -100,6 +102,7 @@ func NewIndex(s *store.State) *Index {
 		hosts:     make(map[policy.AppID]counts[string]),
 		own:       make(map[string]counts[policy.AppID]),
 		peers:     make(map[string]api.Peer, len(s.Peers)),
+		revoked:   make(map[string]time.Time, len(s.Revoked)),
 		related:   make(map[string]map[string]struct{}),
 		names:     newNames(s),
 	}
@@ -118,6 +121,9 @@ func NewIndex(s *store.State) *Index {
 	}
 	for _, r := range s.Routes {
 		x.addRoute(r, &scrap)
+	}
+	for _, r := range s.Revoked {
+		x.revoked[r.Cell] = r.At
 	}
 	return x
 }
@@ -214,6 +220,9 @@ func (x *Index) Apply(d api.Delta) (*Change, error) {
 		}
 	}
 	x.applyNames(d, ch)
+	for _, r := range d.Revoked {
+		x.revoked[r.Cell] = r.At
+	}
 	if ch.Relates() {
 		clear(x.related)
 	}

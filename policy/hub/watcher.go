@@ -13,6 +13,7 @@ import (
 var (
 	ErrClosed     = errors.New("the watch hub is closed")
 	ErrSuperseded = errors.New("the cell opened another watch")
+	ErrRevoked    = errors.New("the cell's credential was revoked")
 )
 
 // Watcher is one cell's open watch. One goroutine at a time may call Next.

@@ -51,6 +51,9 @@ func (s *Server) admin() http.Handler {
 	}
 	handle(http.MethodPost, pathAdminPeers, "add_peer", s.addPeer)
 	handle(http.MethodDelete, pathAdminPeer, "remove_peer", s.removePeer)
+	handle(http.MethodPost, pathAdminJoinTokens, "add_join_token", s.addJoinToken)
+	handle(http.MethodPut, pathAdminRevoke, "revoke_cell", s.revokeCell)
+	handle(http.MethodGet, pathAdminRevocations, "revocations", s.revocations)
 	handle(http.MethodGet, pathAdminStore, "export", s.exportStore)
 	handle(http.MethodPut, pathAdminStore, "import", s.importStore)
 	return router

@@ -31,6 +31,7 @@ type Internal struct {
 	store        *steadyStore
 	hub          *hub.Hub
 	legacy       *ca.Authority // nil: no legacy client is let in
+	issuer       *ca.Authority // the cells' root; nil: no credential is issued
 	router       *mux.Router
 	writeTimeout time.Duration
 	log          *slog.Logger
@@ -40,8 +41,11 @@ var _ InternalAPI = (*Internal)(nil)
 
 // InternalOptions of NewInternal. Zero values are the defaults.
 type InternalOptions struct {
-	Hub          hub.Options
-	Legacy       *ca.Authority // whose clients read policies and security groups; nil: none
+	Hub    hub.Options
+	Legacy *ca.Authority // whose clients read policies and security groups; nil: none
+	// Issuer is the cells' root, by which cells join and renew their credentials;
+	// nil: they cannot.
+	Issuer       *ca.Authority
 	WriteTimeout time.Duration // a watching cell that takes no byte for so long is dropped; 30 s
 	// Refresh is how often, at most, the server reads again what it answers from
 	// while the database is away, and what no watch needs; 5 s.
@@ -72,12 +76,14 @@ func NewInternal(ctx context.Context, s store.Store, opt InternalOptions) (*Inte
 	if err != nil {
 		return nil, err
 	}
-	in := &Internal{store: newSteady(s, h, opt.Refresh, opt.Log), hub: h, legacy: opt.Legacy, writeTimeout: opt.WriteTimeout, log: opt.Log}
+	in := &Internal{store: newSteady(s, h, opt.Refresh, opt.Log), hub: h, legacy: opt.Legacy, issuer: opt.Issuer, writeTimeout: opt.WriteTimeout, log: opt.Log}
 	in.router = mux.NewRouter()
 	in.router.HandleFunc(api.PathLease, in.ofCell(in.putLease)).Methods(http.MethodPut)
 	in.router.HandleFunc(api.PathLease, in.ofCell(in.deleteLease)).Methods(http.MethodDelete)
 	in.router.HandleFunc(api.PathEndpoints, in.ofCell(in.putEndpoints)).Methods(http.MethodPut)
 	in.router.HandleFunc(api.PathAck, in.ofCell(in.postAck)).Methods(http.MethodPost)
+	in.router.HandleFunc(api.PathCredential, in.ofCell(in.postCredential)).Methods(http.MethodPost)
+	in.router.HandleFunc(api.PathJoin, in.postJoin).Methods(http.MethodPost)
 	in.router.HandleFunc(api.PathWatch, in.ofCell(in.getWatch)).Methods(http.MethodGet)
 	in.router.HandleFunc(pathInternalPolicies, in.ofReader(in.getPolicies)).Methods(http.MethodGet)
 	in.router.HandleFunc(pathInternalLastUpdated, in.ofReader(in.getLastUpdated)).Methods(http.MethodGet)
@@ -177,8 +183,8 @@ func (in *Internal) ofReader(handle cellHandler) http.HandlerFunc {
 	}
 }
 
-// client is who asks. The certificate must still be valid: a connection may
-// outlive it.
+// client is who asks. The certificate must still be valid, and not revoked: a
+// connection may outlive it.
 func (in *Internal) client(r *http.Request) (ca.Peer, error) {
 	if in.legacy.Issued(r.TLS) {
 		p := ca.Peer{Role: ca.RoleLegacy, Name: r.TLS.PeerCertificates[0].Subject.CommonName}
@@ -187,6 +193,9 @@ func (in *Internal) client(r *http.Request) (ca.Peer, error) {
 	p, err := ca.PeerOf(r.TLS, ca.RoleCell)
 	if err != nil {
 		return p, forbidden(err.Error())
+	}
+	if err := in.hub.Admit(p.Name, p.Issued); err != nil {
+		return p, forbidden("cell " + p.Name + ": " + err.Error())
 	}
 	return p, unexpired(r, p)
 }

@@ -34,7 +34,7 @@ type cellsRig struct {
 	url   string
 }
 
-func newCellsRig(t *testing.T) *cellsRig {
+func newCellsRig(t *testing.T, before ...func(store.Store, *ca.Roots)) *cellsRig {
 	t.Helper()
 	s, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "tulle.db"), sqlite.Options{Lease: store.LeaseConfig{
 		Network: netip.MustParsePrefix("10.255.0.0/16"), Bits: 24, Lifetime: time.Hour,
@@ -50,6 +50,9 @@ func newCellsRig(t *testing.T) *cellsRig {
 	certs, err := roots.Server.Certificates([]string{"127.0.0.1"})
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range before {
+		f(s, roots)
 	}
 	in, err := server.NewInternal(t.Context(), s, server.InternalOptions{})
 	if err != nil {

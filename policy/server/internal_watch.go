@@ -28,6 +28,10 @@ func (in *Internal) getWatch(w http.ResponseWriter, r *http.Request, cell ca.Pee
 
 	watcher := in.hub.Watch(cell.Name, api.Epoch(q.Get("epoch")), api.Revision(after))
 	defer watcher.Close()
+	// It was looked at before there was a watch for a revocation to end.
+	if err := in.hub.Admit(cell.Name, cell.Issued); err != nil {
+		return forbidden("cell " + cell.Name + ": " + err.Error())
+	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	stream := http.NewResponseController(w)
 	lines := json.NewEncoder(w)

@@ -29,6 +29,8 @@ type known struct {
 	apps          []store.App
 	cells         []store.Cell
 	silk          []store.SilkLease
+	routes        []policy.Route
+	domains       []policy.Hostname
 	stats         store.Stats
 	groups        []policy.SecurityGroup
 	groupsUpdated time.Time
@@ -90,6 +92,12 @@ func (m *memory) refresh(ctx context.Context, s *steadyStore) (err error) {
 		return err
 	}
 	if k.silk, err = s.Store.SilkLeases(ctx); err != nil {
+		return err
+	}
+	if k.routes, err = s.Store.Routes(ctx, store.RouteFilter{}); err != nil {
+		return err
+	}
+	if k.domains, err = s.Store.Domains(ctx); err != nil {
 		return err
 	}
 	if k.stats, err = s.Store.Stats(ctx); err != nil {

@@ -34,7 +34,7 @@ func internalHandler(path string) string {
 		return HandlerWatch
 	}
 	switch last := path[strings.LastIndexByte(path, '/')+1:]; last {
-	case "lease", "endpoints", "ack", "policies", "policies_last_updated", "tags",
+	case "lease", "endpoints", "ack", "join", "credential", "policies", "policies_last_updated", "tags",
 		"security_groups", "security_groups_last_updated":
 		return last
 	}

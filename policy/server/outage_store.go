@@ -174,3 +174,58 @@ func (s *steadyStore) DeleteSecurityGroup(ctx context.Context, guid string) erro
 func (s *steadyStore) ReplaceSecurityGroups(ctx context.Context, gs []policy.SecurityGroup) error {
 	return changing(ctx, s, func(ctx context.Context) error { return s.Store.ReplaceSecurityGroups(ctx, gs) })
 }
+
+func (s *steadyStore) AddJoinToken(ctx context.Context, t store.JoinToken) error {
+	return changing(ctx, s, func(ctx context.Context) error { return s.Store.AddJoinToken(ctx, t) })
+}
+
+func (s *steadyStore) RedeemJoinToken(ctx context.Context, sum string) (store.JoinToken, error) {
+	return alter(ctx, s, func(ctx context.Context) (store.JoinToken, error) { return s.Store.RedeemJoinToken(ctx, sum) })
+}
+
+func (s *steadyStore) CredentialRenewed(ctx context.Context, cell string, expires time.Time) error {
+	return changing(ctx, s, func(ctx context.Context) error { return s.Store.CredentialRenewed(ctx, cell, expires) })
+}
+
+func (s *steadyStore) RevokeCell(ctx context.Context, cell string) (api.Revocation, error) {
+	return alter(ctx, s, func(ctx context.Context) (api.Revocation, error) { return s.Store.RevokeCell(ctx, cell) })
+}
+
+func (s *steadyStore) Revocations(ctx context.Context) ([]api.Revocation, error) {
+	return alter(ctx, s, s.Store.Revocations)
+}
+
+func (s *steadyStore) Routes(ctx context.Context, f store.RouteFilter) ([]policy.Route, error) {
+	return read(ctx, s, func(ctx context.Context) ([]policy.Route, error) { return s.Store.Routes(ctx, f) }, func() ([]policy.Route, bool) {
+		all, ok := recall(&s.memory, func(k *known) []policy.Route { return k.routes })
+		selected := []policy.Route{}
+		for _, r := range all {
+			if (f.App == "" || r.App == f.App) && (f.Name == "" || r.Name == f.Name) {
+				selected = append(selected, r)
+			}
+		}
+		return selected, ok
+	})
+}
+
+func (s *steadyStore) Domains(ctx context.Context) ([]policy.Hostname, error) {
+	return read(ctx, s, s.Store.Domains, func() ([]policy.Hostname, bool) {
+		return recall(&s.memory, func(k *known) []policy.Hostname { return k.domains })
+	})
+}
+
+func (s *steadyStore) AddRoutes(ctx context.Context, rs []policy.Route, beside func(policy.AppID) bool) (api.Revision, error) {
+	return alter(ctx, s, func(ctx context.Context) (api.Revision, error) { return s.Store.AddRoutes(ctx, rs, beside) })
+}
+
+func (s *steadyStore) RemoveRoutes(ctx context.Context, rs []policy.Route) (api.Revision, error) {
+	return alter(ctx, s, func(ctx context.Context) (api.Revision, error) { return s.Store.RemoveRoutes(ctx, rs) })
+}
+
+func (s *steadyStore) AddDomain(ctx context.Context, d policy.Hostname) (api.Revision, error) {
+	return alter(ctx, s, func(ctx context.Context) (api.Revision, error) { return s.Store.AddDomain(ctx, d) })
+}
+
+func (s *steadyStore) RemoveDomain(ctx context.Context, d policy.Hostname) (api.Revision, error) {
+	return alter(ctx, s, func(ctx context.Context) (api.Revision, error) { return s.Store.RemoveDomain(ctx, d) })
+}

@@ -60,6 +60,8 @@ func (o *outage) fill() {
 	o.must(o.options.Store.PutSecurityGroup(ctx, policy.SecurityGroup{GUID: "h", Name: "h", RunningSpaces: []string{"s"}}))
 	_, err = o.options.Store.Tag(ctx, "INGRESS_ROUTER", "router")
 	o.must(err)
+	_, err = o.options.Store.AddRoutes(ctx, []policy.Route{{Name: "web.apps.internal", App: "web"}, {Name: "db.apps.internal", App: "db"}}, nil)
+	o.must(err)
 	o.expect("create", o.call("POST", policies, o.admin, body("web db tcp 80 90", "web web udp 53 53", "db web tcp 1 1")), 200, "{}")
 	set, err := o.options.Store.SetEndpoints(ctx, "cell-1", api.EndpointsRequest{Generation: l.Generation, Sequence: 1,
 		Endpoints: []api.EndpointRegistration{{Container: "k", Address: l.Subnet.Addr().Next(), App: api.AppRef{Name: "web"}, Incarnation: 1}}})
@@ -86,7 +88,7 @@ func (o *outage) reads() map[string]string {
 	answers := map[string]string{}
 	for _, path := range []string{policies, policies + "?id=db", policies + "?source_id=web&dest_id=db,web", policies + "?dest_id=web",
 		policies + "?id=", "/networking/v0/external/policies", "/networking/v1/external/tags", "/networking/v1/external/whoami",
-		"/v1/apps", "/v1/cells", "/v1/endpoints", "/v1/security-groups", "/v1/security-groups/h", "/v1/security-groups/none"} {
+		"/v1/apps", "/v1/cells", "/v1/endpoints", "/v1/routes", "/v1/routes?name=web.apps.internal", "/v1/routes/domains", "/v1/security-groups", "/v1/security-groups/h", "/v1/security-groups/none"} {
 		got := o.call("GET", path, o.admin, "")
 		answers[path] = fmt.Sprint(got.Status, " ", got.Body)
 	}

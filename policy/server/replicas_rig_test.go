@@ -72,7 +72,9 @@ func (s *site) open(ctx context.Context) (*server.Server, store.Store, error) {
 		return nil, nil, err
 	}
 	srv, err := server.New(ctx, server.Options{Store: db, Auth: tokens, Log: slog.New(slog.DiscardHandler),
-		ExternalAddress: "127.0.0.1:0", InternalAddress: "127.0.0.1:0", InternalTLS: ca.ServerTLS(roots.Cells, certificate)})
+		ExternalAddress: "127.0.0.1:0", InternalAddress: "127.0.0.1:0",
+		InternalTLS:     ca.WithJoin(ca.ServerTLS(roots.Cells, certificate), roots.Server),
+		InternalOptions: server.InternalOptions{Issuer: roots.Cells}})
 	return srv, db, err
 }
 
@@ -133,6 +135,8 @@ type siteCell struct {
 	mu       sync.Mutex // guards what follows
 	moved    chan struct{}
 	policies map[api.Policy]bool
+	peers    int
+	snapped  int // snapshots taken in
 	revision api.Revision
 	back     string // what was wrong about the order of events
 }
@@ -152,11 +156,18 @@ func (s *site) cell(t *testing.T, name, address string, number int, app policy.A
 	if err := ca.WriteCell(dir, cred, roots.Server); err != nil {
 		t.Fatal(err)
 	}
+	return s.cellWith(t, dir, address, number, app)
+}
+
+// cellWith is cell with a credential that is there.
+func (s *site) cellWith(t *testing.T, dir, address string, number int, app policy.AppID) *siteCell {
+	t.Helper()
 	cl, err := client.New(client.Options{Server: "https://" + address, Credentials: dir,
 		BackoffMin: 5 * time.Millisecond, BackoffMax: 50 * time.Millisecond, AckEvery: time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
+	name := cl.Cell()
 	c := &siteCell{t: t, name: name, client: cl, moved: make(chan struct{}), policies: map[api.Policy]bool{}}
 	if c.lease, err = cl.Lease(t.Context(), api.LeaseRequest{Underlay: netip.MustParseAddr("127.0.0.1"),
 		Port: uint16(40000 + number), Mode: api.ModeVXLAN}); err != nil {
@@ -190,6 +201,8 @@ func (c *siteCell) handle(_ context.Context, e api.Event) error {
 		for _, p := range e.Snapshot.Policies {
 			c.policies[p] = true
 		}
+		c.peers = len(e.Snapshot.Peers)
+		c.snapped++
 		revision = e.Snapshot.Revision
 	case e.Delta != nil:
 		for _, p := range e.Delta.PoliciesRemoved {
@@ -198,6 +211,8 @@ func (c *siteCell) handle(_ context.Context, e api.Event) error {
 		for _, p := range e.Delta.PoliciesAdded {
 			c.policies[p] = true
 		}
+		// No test changes a peer.
+		c.peers += len(e.Delta.PeersSet) - len(e.Delta.PeersRemoved)
 		revision = e.Delta.Revision
 	case e.Heartbeat != nil:
 		revision = e.Heartbeat.Revision
@@ -209,6 +224,12 @@ func (c *siteCell) handle(_ context.Context, e api.Event) error {
 	close(c.moved)
 	c.moved = make(chan struct{})
 	return nil
+}
+
+func (c *siteCell) snapshots() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.snapped
 }
 
 // until waits until cond, which is called with the lock held, holds.

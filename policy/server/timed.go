@@ -206,3 +206,25 @@ func (t *timedStore) AddDomain(ctx context.Context, d policy.Hostname) (api.Revi
 func (t *timedStore) RemoveDomain(ctx context.Context, d policy.Hostname) (api.Revision, error) {
 	return observe(t, "remove_domain", func() (api.Revision, error) { return t.Store.RemoveDomain(ctx, d) })
 }
+
+func (t *timedStore) AddJoinToken(ctx context.Context, token store.JoinToken) error {
+	_, err := observe(t, "add_join_token", func() (nothing, error) { return nothing{}, t.Store.AddJoinToken(ctx, token) })
+	return err
+}
+
+func (t *timedStore) RedeemJoinToken(ctx context.Context, sum string) (store.JoinToken, error) {
+	return observe(t, "redeem_join_token", func() (store.JoinToken, error) { return t.Store.RedeemJoinToken(ctx, sum) })
+}
+
+func (t *timedStore) CredentialRenewed(ctx context.Context, cell string, expires time.Time) error {
+	_, err := observe(t, "credential_renewed", func() (nothing, error) { return nothing{}, t.Store.CredentialRenewed(ctx, cell, expires) })
+	return err
+}
+
+func (t *timedStore) RevokeCell(ctx context.Context, cell string) (api.Revocation, error) {
+	return observe(t, "revoke_cell", func() (api.Revocation, error) { return t.Store.RevokeCell(ctx, cell) })
+}
+
+func (t *timedStore) Revocations(ctx context.Context) ([]api.Revocation, error) {
+	return observe(t, "revocations", func() ([]api.Revocation, error) { return t.Store.Revocations(ctx) })
+}

@@ -48,6 +48,8 @@ type Backup struct {
 	Endpoints       []api.Endpoint   `json:"endpoints"`
 	Audit           []api.AuditEntry `json:"audit"` // oldest first
 
+	Revoked []api.Revocation `json:"revoked,omitempty"` // join tokens, which live short, are left out
+
 	GroupsUpdated  time.Time           `json:"groups_updated,omitzero"`
 	SecurityGroups []api.SecurityGroup `json:"security_groups"` // in the order in which they are paged
 

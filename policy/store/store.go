@@ -101,6 +101,7 @@ type Store interface {
 	SilkStore
 	SecurityGroupStore
 	RouteStore
+	CredentialStore
 
 	// Apps is the registry, by org, space and name.
 	Apps(ctx context.Context) ([]App, error)
@@ -132,6 +133,7 @@ type State struct {
 	Peers     []api.Peer // every cell with a live lease, and every silk peer
 	Domains   []policy.Hostname
 	Routes    []policy.Route // by age
+	Revoked   []api.Revocation
 }
 
 // Cell is a cell or silk peer as an operator sees it.

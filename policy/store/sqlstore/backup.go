@@ -91,6 +91,9 @@ func (d *db) Export(ctx context.Context) (*store.Backup, error) {
 		if b.Endpoints, err = listEndpoints(ctx, q, ""); err != nil {
 			return err
 		}
+		if b.Revoked, err = listRevocations(ctx, q); err != nil {
+			return err
+		}
 		b.Audit, err = listAudit(ctx, q, math.MaxInt64, d.options.Audit)
 		slices.Reverse(b.Audit)
 		return err
@@ -242,6 +245,11 @@ func (t *tx) putCells(b *store.Backup) error {
 	}
 	for _, e := range b.Endpoints {
 		if err := t.putEndpoint(e); err != nil {
+			return err
+		}
+	}
+	for _, r := range b.Revoked {
+		if err := t.exec(`INSERT INTO revocations (cell, at) VALUES (?, ?)`, r.Cell, r.At.UnixMicro()); err != nil {
 			return err
 		}
 	}

@@ -205,9 +205,12 @@ func (t *tx) tunnelFree(p api.Peer) error {
 	return nil
 }
 
-// subnets lists what peers other than name hold, and what is remembered for
-// cells whose lease has ended.
-func subnets(ctx context.Context, q querier, name string) (taken, remembered []netip.Prefix, err error) {
+// subnets lists what peers other than name hold or must be left, and what is
+// remembered for cells whose lease has ended.
+func subnets(ctx context.Context, q querier, name string, now time.Time) (taken, remembered []netip.Prefix, err error) {
+	if taken, err = resting(ctx, q, name, now); err != nil {
+		return nil, nil, err
+	}
 	rows, err := list(ctx, q, func(r *sql.Rows, c *cell) error { return scanCell(r, c) },
 		`SELECT `+cellColumns+` FROM cells WHERE name <> ? AND subnet IS NOT NULL`, name)
 	for _, c := range rows {
@@ -223,7 +226,7 @@ func subnets(ctx context.Context, q querier, name string) (taken, remembered []n
 // subnetFor chooses the cell's subnet: the one it had, else the one it says it
 // had (the store may be younger than the cell), else a free one by chance.
 func (t *tx) subnetFor(name string, had, wanted netip.Prefix) (netip.Prefix, error) {
-	taken, remembered, err := subnets(t.ctx, t, name)
+	taken, remembered, err := subnets(t.ctx, t, name, t.now)
 	if err != nil {
 		return netip.Prefix{}, err
 	}

@@ -207,7 +207,11 @@ func (d *db) Stats(ctx context.Context) (store.Stats, error) {
 			Scan(&s.Revision, &s.Policies, &s.Tags, &s.Endpoints, &s.Apps, &s.Routes); err != nil {
 			return err
 		}
-		taken, _, err := subnets(ctx, t, "")
+		now, err := d.now(ctx, t)
+		if err != nil {
+			return err
+		}
+		taken, _, err := subnets(ctx, t, "", now)
 		s.Leases = d.pool.Used(taken)
 		return err
 	})

@@ -50,7 +50,7 @@ func (d *db) AcquireSilk(ctx context.Context, underlay netip.Addr, single bool) 
 			answer.Subnet = old.Subnet
 			return nil
 		}
-		held, _, err := subnets(ctx, t, old.Name)
+		held, _, err := subnets(ctx, t, old.Name, t.now)
 		if err != nil {
 			return err
 		}
@@ -85,7 +85,7 @@ func (d *db) RenewSilk(ctx context.Context, l store.SilkLease) error {
 		if !d.leasable(l.Subnet) {
 			return store.ErrNotInPool
 		}
-		held, _, err := subnets(ctx, t, old.Name)
+		held, _, err := subnets(ctx, t, old.Name, t.now)
 		if err != nil {
 			return err
 		}
