@@ -32,6 +32,7 @@ var layers = [][]string{
 	{"cni/internal/cnitest"},
 	{"policy/server/metrics", "cmd/tulle/internal/cli", "cmd/internal/echo", "cmd/tulle/internal/run"},
 	{"cmd/internal/demo"},
+	{"cmd/internal/runtimes"},
 	{"cmd/tulle/internal/e2e"},
 	{"cmd", "cmd/tulle", "cmd/tulle-policy-server", "cmd/tulle-celld", "cmd/tulle-tlsproxy", "cmd/tulle-cni", "cmd/tulle-bench"},
 }

@@ -5,7 +5,6 @@ package netconf
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -34,8 +33,6 @@ type Conf struct {
 	// Runtime is what the runtime says about this container, as far as the network
 	// declares the capability.
 	Runtime Runtime `json:"runtimeConfig"`
-
-	collects bool // the key of valid attachments is there
 }
 
 // Metadata are the properties of a container that name its application.
@@ -79,24 +76,8 @@ func Parse(b []byte) (*Conf, error) {
 	if err := version.ParsePrevResult(&c.PluginConf); err != nil {
 		return nil, err
 	}
-	var keys map[string]json.RawMessage
-	if err := json.Unmarshal(b, &keys); err != nil {
-		return nil, fmt.Errorf("network configuration: %w", err)
-	}
-	_, c.collects = keys[validKey]
 	if c.Socket == "" {
 		c.Socket = control.DefaultSocket()
 	}
 	return c, nil
-}
-
-const validKey = "cni.dev/valid-attachments"
-
-// Valid are the attachments that a GC keeps. Without the key there is no telling,
-// and a collection would end every container.
-func (c *Conf) Valid() ([]types.GCAttachment, error) {
-	if !c.collects {
-		return nil, errors.New("GC needs " + validKey)
-	}
-	return c.ValidAttachments, nil
 }

@@ -69,19 +69,3 @@ func TestNames(t *testing.T) {
 		}
 	}
 }
-
-// TestGCNeedsItsList: without it, everything would be collected.
-func TestGCNeedsItsList(t *testing.T) {
-	if _, err := parsed(t, ``).Valid(); err == nil {
-		t.Error("a configuration without the key has a list")
-	}
-	for keys, want := range map[string]string{
-		`"cni.dev/valid-attachments":[{"containerID":"c1","ifname":"eth0"}]`: "[{c1 eth0}]",
-		`"cni.dev/valid-attachments":[]`:                                     "[]",
-		`"cni.dev/valid-attachments":null`:                                   "[]",
-	} {
-		if got, err := parsed(t, keys).Valid(); err != nil || fmt.Sprint(got) != want {
-			t.Errorf("%s: got %v, %v", keys, got, err)
-		}
-	}
-}

@@ -22,7 +22,18 @@ var programs = map[string]string{
 	"postgresql": "/usr/lib/postgresql/15/bin/initdb",
 	"gcc":        "gcc",
 	"libc6-dev":  "/usr/include/stdlib.h",
+
+	"podman":                      "podman",
+	"uidmap":                      "newuidmap",
+	"slirp4netns":                 "slirp4netns",
+	"runc":                        "runc",
+	"containerd":                  "containerd",
+	"busybox-static":              "busybox",
+	"containernetworking-plugins": "/usr/lib/cni/tuning",
 }
+
+// runtimes are the packages that cmd/internal/runtimes starts containers with.
+var runtimes = []string{"podman", "uidmap", "slirp4netns", "runc", "containerd", "busybox-static", "containernetworking-plugins"}
 
 // withMachine runs f with the packages installed and the TUN device open, as
 // far as the caller's rights go.
