@@ -1,7 +1,6 @@
 package hub
 
 import (
-	"context"
 	"errors"
 	"time"
 
@@ -94,14 +93,6 @@ func (h *Hub) Lag() api.Revision {
 	return lag
 }
 
-// Floor is the lowest revision in force on the live cells that must know of the
-// cell's endpoints; the present revision when there are none.
-func (h *Hub) Floor(name string) api.Revision {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.floorLocked(name)
-}
-
 // reachedLocked is the revision in force on the cell, by what this server and
 // the others know. An acknowledgement is a fact wherever it came in, so the
 // newest counts.
@@ -127,99 +118,8 @@ func (h *Hub) reachedHereLocked(c *cell) (rev api.Revision, caughtUp bool) {
 	return c.acked, false
 }
 
-func (h *Hub) floorLocked(name string) api.Revision {
-	floor := h.x.revision
-	now := h.opt.Now()
-	// A server that has just started knows of nobody: until every live cell had
-	// its chance to come back, all count as live.
-	grace := now.Sub(h.started) < h.opt.LiveFor
-	for other := range h.x.Related(name) {
-		c := h.cells[other]
-		switch {
-		case c == nil && grace:
-			return 0
-		case c == nil:
-		case c.watcher != nil, grace, now.Sub(c.seen) < h.opt.LiveFor, h.elsewhereLocked(c):
-			rev, _ := h.reachedLocked(c)
-			floor = min(floor, rev)
-		}
-	}
-	return floor
-}
-
-// noteFloorLocked is the floor to put into an event for w.
-func (h *Hub) noteFloorLocked(w *Watcher) api.Revision {
-	w.floor = h.floorLocked(w.cell)
-	w.refloor = false
-	return w.floor
-}
-
 // movedLocked notes that the cell progressed here, which others must know.
 func (h *Hub) movedLocked(name string) {
 	h.newsLocked(name)
 	h.floorsMovedLocked(name)
-}
-
-// floorsMovedLocked notes that the cell progressed, which may move the floors of
-// those that it is related to, and is what receipts wait for.
-func (h *Hub) floorsMovedLocked(name string) {
-	h.settleLocked(name)
-	h.moved[name] = struct{}{}
-	select {
-	case h.floors <- struct{}{}:
-	default:
-	}
-}
-
-// tellFloors wakes the watchers whose floor moved: the first at once, then at
-// most every Options.FloorEvery, since a change that concerns many cells is
-// acknowledged by all of them within moments. Where there are so many that the
-// work is felt, it takes at most a fifth of the time.
-func (h *Hub) tellFloors(ctx context.Context) {
-	pause := time.NewTimer(h.opt.FloorEvery)
-	defer pause.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-h.floors:
-		}
-		start := time.Now()
-		h.wakeFloors()
-		pause.Reset(max(h.opt.FloorEvery, 4*time.Since(start)))
-		select {
-		case <-ctx.Done():
-			return
-		case <-pause.C:
-		}
-	}
-}
-
-// wakeFloors gives the lock back after each cell, so that changes go first.
-func (h *Hub) wakeFloors() {
-	h.mu.Lock()
-	touched := make(map[string]struct{})
-	for name := range h.moved {
-		for other := range h.x.Related(name) {
-			touched[other] = struct{}{}
-		}
-	}
-	clear(h.moved)
-	h.mu.Unlock()
-	for name := range touched {
-		h.wakeFloor(name)
-	}
-}
-
-func (h *Hub) wakeFloor(name string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	c := h.cells[name]
-	if c == nil || c.watcher == nil || c.watcher.refloor {
-		return
-	}
-	if w := c.watcher; h.floorLocked(name) != w.floor {
-		w.refloor = true
-		w.wake()
-	}
 }

@@ -71,11 +71,10 @@ func BenchmarkSnapshot(b *testing.B) {
 	}
 }
 
-// After a change of relations, before the result is kept.
-func BenchmarkRelated(b *testing.B) {
-	x := foundation()
+// A cell's floor, with nothing known of any app yet.
+func BenchmarkFloor(b *testing.B) {
+	h := &Hub{x: foundation(), opt: Options{}.withDefaults()}
 	for b.Loop() {
-		clear(x.related)
-		x.Related("cell-7")
+		h.Floor("cell-7")
 	}
 }

@@ -26,8 +26,6 @@ type Index struct {
 	revoked   map[string]time.Time // credentials of the cell issued until then are void
 	total     int                  // policies
 	names
-
-	related map[string]map[string]struct{} // what Related found, until a relation changes
 }
 
 // place is where an endpoint lives. One container has one endpoint at a time;
@@ -103,7 +101,6 @@ func NewIndex(s *store.State) *Index {
 		own:       make(map[string]counts[policy.AppID]),
 		peers:     make(map[string]api.Peer, len(s.Peers)),
 		revoked:   make(map[string]time.Time, len(s.Revoked)),
-		related:   make(map[string]map[string]struct{}),
 		names:     newNames(s),
 	}
 	var scrap Change
@@ -223,9 +220,6 @@ func (x *Index) Apply(d api.Delta) (*Change, error) {
 	for _, r := range d.Revoked {
 		x.revoked[r.Cell] = r.At
 	}
-	if ch.Relates() {
-		clear(x.related)
-	}
 	return ch, nil
 }
 
@@ -341,22 +335,26 @@ func (x *Index) partnered(app policy.AppID, cell string) bool {
 	return false
 }
 
-// Related lists the other cells that host a partner of one of cell's apps:
-// those who must know of its endpoints. The caller leaves the map as it is.
-func (x *Index) Related(cell string) map[string]struct{} {
-	if related, ok := x.related[cell]; ok {
-		return related
-	}
-	related := make(map[string]struct{})
-	for app := range x.own[cell] {
-		for partner := range x.partners[app] {
-			for c := range x.hosts[partner] {
-				if c != cell {
-					related[c] = struct{}{}
-				}
-			}
+// related are the cells that host a partner of an app on any of the cells given:
+// those who must know of these cells' endpoints.
+func (x *Index) related(of map[string]struct{}) map[string]struct{} {
+	// Each app is looked at once, however many of the cells have it.
+	apps, partners := make(map[policy.AppID]struct{}), make(map[policy.AppID]struct{})
+	for name := range of {
+		for app := range x.own[name] {
+			apps[app] = struct{}{}
 		}
 	}
-	x.related[cell] = related
-	return related
+	for app := range apps {
+		for partner := range x.partners[app] {
+			partners[partner] = struct{}{}
+		}
+	}
+	cells := make(map[string]struct{})
+	for partner := range partners {
+		for name := range x.hosts[partner] {
+			cells[name] = struct{}{}
+		}
+	}
+	return cells
 }

@@ -30,7 +30,7 @@ type Watcher struct {
 	greet   bool         // say something at once, if only the revision
 	told    api.Revision // of the last event
 	sent    api.Revision // of the last snapshot or delta: to be acknowledged
-	floor   api.Revision // the last told
+	floor   api.Revision // the last found
 	refloor bool         // the floor moved: tell it
 	verdict uint64       // the last verdict on lost cells that was told
 	err     error        // the watch is over
@@ -165,14 +165,20 @@ func (w *Watcher) take(due bool) (ev api.Event, ok bool, err error) {
 		d := h.x.Delta(w.cell, w.pending)
 		w.forgetLocked()
 		w.sent = d.Revision
-		d.Floor = h.noteFloorLocked(w)
+		// What was found last will do: a change that concerns a thousand cells is
+		// told at once, and their floors when they have moved.
+		d.Floor, w.refloor = w.floor, false
 		h.counts.Deltas++
 		ev.Delta = d
 	case w.verdict != h.verdict:
 		w.verdict = h.verdict
 		return api.Event{Liveness: &api.Liveness{Lost: h.lost}}, true, nil
-	case due || w.greet || w.refloor:
+	case due || w.greet:
 		ev.Heartbeat = &api.Heartbeat{Revision: h.x.revision, Floor: h.noteFloorLocked(w)}
+		h.counts.Heartbeats++
+	case w.refloor:
+		w.refloor = false
+		ev.Heartbeat = &api.Heartbeat{Revision: h.x.revision, Floor: w.floor}
 		h.counts.Heartbeats++
 	default:
 		return api.Event{}, false, nil
