@@ -34,6 +34,7 @@ var layers = [][]string{
 	{"cmd/internal/demo"},
 	{"cmd/internal/runtimes"},
 	{"cmd/tulle/internal/e2e"},
+	{"cmd/tulle-bench/internal/controlplane"},
 	{"cmd", "cmd/tulle", "cmd/tulle-policy-server", "cmd/tulle-celld", "cmd/tulle-tlsproxy", "cmd/tulle-cni", "cmd/tulle-bench"},
 }
 

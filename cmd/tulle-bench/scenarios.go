@@ -1,13 +1,22 @@
 package main
 
-import "tulle/cmd/tulle-bench/internal/bench"
+import (
+	"slices"
+
+	"tulle/cmd/tulle-bench/internal/bench"
+	"tulle/cmd/tulle-bench/internal/controlplane"
+)
 
 // scenarios are all there are, each from its own package under internal.
 func scenarios() []bench.Scenario {
-	return []bench.Scenario{}
+	return slices.Concat(
+		controlplane.Scenarios(),
+	)
 }
 
 // roles are what this program plays in other processes for them.
 func roles() []bench.Role {
-	return []bench.Role{}
+	return slices.Concat(
+		controlplane.Roles(),
+	)
 }

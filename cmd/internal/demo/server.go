@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -14,10 +15,12 @@ type Server struct {
 	Internal string // host:port of the internal API
 	Metrics  string // host:port
 
-	world   *World
-	dir     string
-	config  string
-	process *process
+	world    *World
+	name     string // of the process, and of its log
+	dir      string
+	config   string
+	settings []string
+	process  *process
 }
 
 type serverReady struct {
@@ -27,16 +30,17 @@ type serverReady struct {
 }
 
 // StartServer makes the roots, the admin's token and a configuration, and
-// starts the policy server on free ports.
-func (w *World) StartServer(ctx context.Context) (*Server, error) {
+// starts the policy server on free ports. Settings are further lines of its
+// configuration; they take the place of those of the same key.
+func (w *World) StartServer(ctx context.Context, settings ...string) (*Server, error) {
 	ctx, cancel := context.WithTimeout(ctx, startPatience)
 	defer cancel()
 	parent, err := w.ownDir("server")
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{world: w, dir: filepath.Join(parent, "state"), config: filepath.Join(parent, "config.yaml"),
-		External: "127.0.0.1:0", Internal: "127.0.0.1:0", Metrics: "127.0.0.1:0"}
+	s := &Server{world: w, name: "tulle-policy-server", dir: filepath.Join(parent, "state"), config: filepath.Join(parent, "config.yaml"),
+		External: "127.0.0.1:0", Internal: "127.0.0.1:0", Metrics: "127.0.0.1:0", settings: settings}
 	if err := w.runTool(ctx, "init", "init", "--dir", s.dir, "--network", w.Network.String()); err != nil {
 		return nil, fmt.Errorf("make the server's roots and credentials: %w", err)
 	}
@@ -47,9 +51,24 @@ func (w *World) StartServer(ctx context.Context) (*Server, error) {
 	return s, nil
 }
 
+// StartReplica starts another server on the database, the roots and the tokens
+// of the world's, which stands on PostgreSQL. It ends with the world.
+func (w *World) StartReplica(ctx context.Context, name string) (*Server, error) {
+	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	own, err := w.ownDir(name)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{world: w, name: name, dir: w.Server.dir, config: filepath.Join(own, "config.yaml"),
+		External: "127.0.0.1:0", Internal: "127.0.0.1:0", Metrics: "127.0.0.1:0",
+		settings: append(slices.Clone(w.Server.settings), "state: "+own)}
+	return s, s.start(ctx)
+}
+
 // start runs the server at the addresses it has, which are then those it got.
 func (s *Server) start(ctx context.Context) error {
-	config := strings.Join([]string{
+	lines := []string{
 		"external: " + s.External,
 		"internal: " + s.Internal,
 		"metrics: " + s.Metrics,
@@ -57,12 +76,16 @@ func (s *Server) start(ctx context.Context) error {
 		"pki: " + filepath.Join(s.dir, "pki"),
 		"tokens: " + filepath.Join(s.dir, "tokens.yaml"),
 		"network: " + s.world.Network.String(),
-		"",
-	}, "\n")
+	}
+	for _, set := range s.settings {
+		key, _, _ := strings.Cut(set, ":")
+		lines = slices.DeleteFunc(lines, func(l string) bool { return strings.HasPrefix(l, key+":") })
+	}
+	config := strings.Join(append(lines, s.settings...), "\n") + "\n"
 	if err := os.WriteFile(s.config, []byte(config), 0o644); err != nil {
 		return err
 	}
-	p, err := s.world.start(program{name: "tulle-policy-server", path: s.world.program("tulle-policy-server"),
+	p, err := s.world.start(program{name: s.name, path: s.world.program("tulle-policy-server"),
 		args: []string{"--config", s.config}, daemon: true})
 	if err != nil {
 		return err
@@ -90,6 +113,12 @@ func (s *Server) Stop() error { return s.process.terminate(s.world.patience) }
 
 // PID is the server's process.
 func (s *Server) PID() int { return s.process.pid() }
+
+// PKI is the directory with the server's roots.
+func (s *Server) PKI() string { return filepath.Join(s.dir, "pki") }
+
+// Dir is the directory of its state: the database's, if that is a file.
+func (s *Server) Dir() string { return s.dir }
 
 // TokenFile holds the admin's token.
 func (s *Server) TokenFile() string { return filepath.Join(s.dir, "admin.token") }

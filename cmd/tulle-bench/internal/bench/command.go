@@ -28,6 +28,7 @@ var ErrLeftOut = errors.New("left out")
 type choice struct {
 	scenario, metric string
 	quick, json      bool
+	scale            float64
 }
 
 // Command is the command line over the scenarios.
@@ -52,6 +53,10 @@ func Command(scenarios []Scenario, roles []Role) *cobra.Command {
 	f.StringVar(&c.metric, "metric", "", "measure this metric of the scenario alone")
 	f.BoolVar(&c.quick, "quick", false, "short runs: a scenario ends within 50 s")
 	f.BoolVar(&c.json, "json", false, "one JSON object a figure and line, instead of a table")
+	// A figure of a smaller world is no figure; whether the scenario works is seen
+	// as well.
+	f.Float64Var(&c.scale, "scale", 1, "sizes, as a part of the full ones")
+	f.Lookup("scale").Hidden = true
 	root.AddCommand(listCommand(scenarios), rolesCommand(roles))
 	return root
 }
@@ -99,6 +104,9 @@ func measure(cmd *cobra.Command, scenarios []Scenario, c choice) error {
 		out = lines{cmd.OutOrStdout(), cmd.ErrOrStderr()}
 	}
 	out.note(machine())
+	if c.scale != 1 {
+		out.note(fmt.Sprintf("scale %v: these are no figures", c.scale))
+	}
 	var errs []error
 	for _, s := range chosen {
 		if err := measureOne(cmd.Context(), s, c, out); err != nil {
@@ -143,7 +151,7 @@ func list[T any](of []T, name func(T) string) string {
 }
 
 func measureOne(ctx context.Context, s Scenario, c choice, out sink) error {
-	r := &Run{Quick: c.quick, scenario: s, out: out}
+	r := &Run{Quick: c.quick, scale: c.scale, scenario: s, out: out}
 	for _, m := range s.Metrics {
 		if c.metric == m.Name || c.metric == "" && !(c.quick && m.Long) {
 			r.wanted = append(r.wanted, m.Name)

@@ -16,6 +16,7 @@ type Run struct {
 	// Quick asks for short runs: the whole is to end within quickLimit.
 	Quick bool
 
+	scale    float64 // of sizes; 1 but in tests of the program itself
 	scenario Scenario
 	wanted   []string
 	done     []string
@@ -34,6 +35,19 @@ func (r *Run) Time(full, quick time.Duration) time.Duration {
 	}
 	return full
 }
+
+// Number is how many of something are measured: full, or less if the run is a
+// quick one.
+func (r *Run) Number(full, quick int) int {
+	if r.Quick {
+		return r.Count(quick)
+	}
+	return r.Count(full)
+}
+
+// Count is the size of something, such as a number of policies, at the run's
+// scale.
+func (r *Run) Count(full int) int { return max(1, int(float64(full)*r.scale)) }
 
 // Note says something about the run that no figure says, such as the MTU.
 func (r *Run) Note(format string, args ...any) {
