@@ -29,13 +29,14 @@ var layers = [][]string{
 	{"policy/store/sqlite", "policy/store/postgres", "policy/store/storetest", "policy/hub", "policy/asgsync", "overlay/datapath", "overlay/endpoint", "overlay/holder", "overlay/wireguard", "cni/attach", "overlay/contain", "cmd/internal/promtest"},
 	{"policy/server", "overlay", "cni/netconf"},
 	{"cni"},
-	{"cni/internal/cnitest"},
+	{"cni/internal/cnitest", "cni/netavark"},
 	{"policy/server/metrics", "cmd/tulle/internal/cli", "cmd/internal/echo", "cmd/tulle/internal/run"},
 	{"cmd/internal/demo"},
 	{"cmd/internal/runtimes"},
 	{"cmd/tulle/internal/e2e"},
 	{"cmd/tulle-bench/internal/controlplane"},
-	{"cmd", "cmd/tulle", "cmd/tulle-policy-server", "cmd/tulle-celld", "cmd/tulle-tlsproxy", "cmd/tulle-cni", "cmd/tulle-bench"},
+	{"cmd", "cmd/tulle", "cmd/tulle-policy-server", "cmd/tulle-celld", "cmd/tulle-tlsproxy", "cmd/tulle-bench"},
+	{"cmd/tulle-cni", "cmd/tulle-netavark"},
 }
 
 // pure packages decide and compute: no sockets, files, clock or logger.
@@ -49,9 +50,9 @@ var apart = []struct {
 	{[]string{"policy", "policy/api", "policy/table", "policy/client", "policy/store", "policy/server", "policy/hub", "policy/ca", "policy/auth", "policy/lease"},
 		[]string{"overlay"}, "the control plane knows no packets"},
 	{[]string{"overlay/packet", "overlay/vxlan", "overlay/tun", "overlay/udp", "overlay/wireguard"}, []string{"policy"}, "formats never see policy"},
-	{[]string{"cni", "overlay/contain", "tlsproxy", "cmd/tulle", "cmd/tulle-cni", "cmd/tulle-tlsproxy"},
+	{[]string{"cni", "overlay/contain", "tlsproxy", "cmd/tulle", "cmd/tulle-cni", "cmd/tulle-netavark", "cmd/tulle-tlsproxy"},
 		[]string{"overlay/datapath", "overlay/flow", "overlay/fib"}, "attaching and TLS never see the data path"},
-	{[]string{"policy/client", "cmd/tulle", "cmd/tulle-celld", "cmd/tulle-cni", "overlay"},
+	{[]string{"policy/client", "cmd/tulle", "cmd/tulle-celld", "cmd/tulle-cni", "cmd/tulle-netavark", "overlay"},
 		[]string{"policy/server", "policy/store", "policy/hub"}, "clients never pull in servers"},
 }
 

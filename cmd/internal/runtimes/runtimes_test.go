@@ -13,6 +13,7 @@ func TestRuntimes(t *testing.T) {
 	}{
 		{"podman", testRootPodman},
 		{"podman-rootless", testUserPodman},
+		{"netavark", testNetavark},
 		{"runc", testRunc},
 		{"containerd", testContainerd},
 	} {

@@ -1,0 +1,176 @@
+package netavark
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"tulle/cni/attach"
+	"tulle/cni/netconf"
+	"tulle/overlay/control"
+	"tulle/policy/api"
+)
+
+// network is a podman network; what is not ours of it is podman's.
+type network struct {
+	Name       string            `json:"name"`
+	Subnets    []json.RawMessage `json:"subnets"`
+	IPv6       bool              `json:"ipv6_enabled"`
+	Options    map[string]string `json:"options"`
+	DNSServers []string          `json:"network_dns_servers"`
+}
+
+// request is what setup and teardown are given.
+type request struct {
+	ContainerID    string            `json:"container_id"`
+	ContainerName  string            `json:"container_name"`
+	PortMappings   []json.RawMessage `json:"port_mappings"`
+	Network        network           `json:"network"`
+	NetworkOptions struct {
+		InterfaceName string            `json:"interface_name"`
+		StaticIPs     []string          `json:"static_ips"`
+		StaticMAC     string            `json:"static_mac"`
+		Options       map[string]string `json:"options"`
+	} `json:"network_options"`
+}
+
+// status is what setup answers.
+type status struct {
+	Search     []string                    `json:"dns_search_domains"`
+	Servers    []string                    `json:"dns_server_ips"`
+	Interfaces map[string]networkInterface `json:"interfaces"`
+}
+
+type networkInterface struct {
+	MAC     string    `json:"mac_address"`
+	Subnets []address `json:"subnets"`
+}
+
+// address has no gateway: behind a TUN there is no neighbour.
+type address struct {
+	Net netip.Prefix `json:"ipnet"`
+}
+
+// Options of a network (podman network create -o), and of one container in it
+// (podman run --network tulle:app=web).
+var (
+	ofNetwork   = []string{"socket", "app", "space", "org", "name_pattern", "search"}
+	ofContainer = []string{"app", "space", "org", "instance"}
+)
+
+func parse(b []byte) (*request, error) {
+	r := &request{}
+	if err := json.Unmarshal(b, r); err != nil {
+		return nil, fmt.Errorf("container and network: %w", err)
+	}
+	if r.ContainerID == "" {
+		return nil, errors.New("container_id is missing")
+	}
+	return r, nil
+}
+
+func (r *request) device() string {
+	if r.NetworkOptions.InterfaceName == "" {
+		return attach.UsualDevice
+	}
+	return r.NetworkOptions.InterfaceName
+}
+
+func (r *request) container(netns string) attach.Container {
+	return attach.Container{ID: r.ContainerID, Device: r.device(), Netns: netns, Network: r.Network.Name, Socket: r.Network.socket()}
+}
+
+func (n network) socket() string {
+	if s := n.Options["socket"]; s != "" {
+		return s
+	}
+	return control.DefaultSocket()
+}
+
+// args carries the container's name as CNI's runtimes do.
+func (r *request) args() string {
+	if r.ContainerName == "" || strings.ContainsAny(r.ContainerName, ";=") {
+		return ""
+	}
+	return "K8S_POD_NAME=" + r.ContainerName
+}
+
+// conf is the request in the words of the CNI plugin's configuration, so that both
+// decide alike.
+func (r *request) conf() (*netconf.Conf, error) {
+	if err := r.Network.check(); err != nil {
+		return nil, err
+	}
+	if err := known(r.NetworkOptions.Options, ofContainer); err != nil {
+		return nil, err
+	}
+	o, own := r.Network.Options, r.NetworkOptions.Options
+	c := &netconf.Conf{
+		PluginConf:  types.PluginConf{Name: r.Network.Name, DNS: types.DNS{Nameservers: r.Network.DNSServers}},
+		Socket:      r.Network.socket(),
+		App:         api.AppRef{Name: o["app"], Space: o["space"], Org: o["org"]},
+		NamePattern: o["name_pattern"],
+		Runtime:     netconf.Runtime{IPs: r.NetworkOptions.StaticIPs, MAC: r.NetworkOptions.StaticMAC, PortMappings: r.PortMappings},
+	}
+	if s := o["search"]; s != "" {
+		c.DNS.Search = strings.Split(s, ",")
+	}
+	if own["app"] != "" {
+		c.Runtime.App = &netconf.App{AppRef: api.AppRef{Name: own["app"], Space: own["space"], Org: own["org"]}, Instance: own["instance"]}
+	}
+	return c, nil
+}
+
+// check refuses what a network of ours cannot be.
+func (n network) check() error {
+	switch {
+	case len(n.Subnets) > 0:
+		return fmt.Errorf("network %s: addresses are of the cell's lease: give no subnet", n.Name)
+	case n.IPv6:
+		return fmt.Errorf("network %s: containers have IPv4 addresses: leave ipv6 out", n.Name)
+	}
+	if err := known(n.Options, ofNetwork); err != nil {
+		return fmt.Errorf("network %s: %w", n.Name, err)
+	}
+	// A pattern that nobody can fit would refuse every container later.
+	if _, _, err := netconf.Named(n.Options["name_pattern"], ""); err != nil {
+		return fmt.Errorf("network %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+func known(options map[string]string, names []string) error {
+	for _, o := range slices.Sorted(maps.Keys(options)) {
+		if !slices.Contains(names, o) {
+			return fmt.Errorf("unknown option %q; there are %s", o, strings.Join(names, ", "))
+		}
+	}
+	return nil
+}
+
+// create answers podman's network as it was given, but for dns_enabled: names are
+// the daemon's to resolve, not aardvark's.
+func create(b []byte) (any, error) {
+	var n network
+	if err := json.Unmarshal(b, &n); err != nil {
+		return nil, fmt.Errorf("network: %w", err)
+	}
+	if n.Name == "" {
+		return nil, errors.New("network: name is missing")
+	}
+	if err := n.check(); err != nil {
+		return nil, err
+	}
+	var all map[string]json.RawMessage
+	if err := json.Unmarshal(b, &all); err != nil {
+		return nil, fmt.Errorf("network: %w", err)
+	}
+	all["dns_enabled"] = json.RawMessage("false")
+	return all, nil
+}
