@@ -43,7 +43,8 @@ func checkLabel(label string) error {
 	case label == "":
 		return errors.New("two dots have nothing between them")
 	case label == "*":
-		return errors.New("Wildcard hosts are not supported for internal domains.") //nolint:staticcheck // the original's text
+		//lint:ignore ST1005 the original's text
+		return errors.New("Wildcard hosts are not supported for internal domains.")
 	case len(label) > 63:
 		return fmt.Errorf("%q has more than 63 characters", label)
 	case label[0] == '-' || label[len(label)-1] == '-':

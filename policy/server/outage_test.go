@@ -218,7 +218,6 @@ func TestServerWithoutItsDatabase(t *testing.T) {
 type silentRelay struct {
 	net.Listener
 	socket string
-	mu     sync.Mutex // guards silent
 	silent chan struct{}
 }
 

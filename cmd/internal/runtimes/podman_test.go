@@ -13,7 +13,6 @@ type podman struct {
 	h      *host
 	env    []string
 	prefix []string // becomes the user
-	done   []string // what ends the user's own processes
 }
 
 func rootPodman(h *host) podman { return podman{h: h} }
