@@ -1,6 +1,6 @@
 # One page: what there is to run. Logic lives in Go (cmd/internal/testrun).
 
-BINARIES := tulle tulle-policy-server tulle-celld tulle-tlsproxy tulle-cni tulle-netavark tulle-bench
+BINARIES := tulle tulle-policy-server tulle-celld tulle-tlsproxy tulle-cni tulle-netavark tulle-garden tulle-bench
 GO       ?= go
 
 .PHONY: help build demo test race fuzz bench lint clean

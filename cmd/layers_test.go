@@ -36,7 +36,8 @@ var layers = [][]string{
 	{"cmd/tulle/internal/e2e"},
 	{"cmd/tulle-bench/internal/controlplane"},
 	{"cmd", "cmd/tulle", "cmd/tulle-policy-server", "cmd/tulle-celld", "cmd/tulle-tlsproxy", "cmd/tulle-bench"},
-	{"cmd/tulle-cni", "cmd/tulle-netavark"},
+	{"cni/garden"},
+	{"cmd/tulle-cni", "cmd/tulle-netavark", "cmd/tulle-garden"},
 }
 
 // pure packages decide and compute: no sockets, files, clock or logger.

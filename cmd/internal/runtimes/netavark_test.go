@@ -57,8 +57,7 @@ func testNetavark(t *testing.T, w *world) {
 	from, clientRequest := netavarkContainer(t, client, "navclient-0")
 	server.run(nil, "sh", "-c", `ip netns exec navserver-0 busybox httpd -p 8080 -h "$0"`, w.image+"/www")
 	w.meet(t, from, to, func(args ...string) (string, error) {
-		args[len(args)-1] = strings.ReplaceAll(args[len(args)-1], "nc ", "busybox nc ")
-		return client.try(nil, append([]string{"ip", "netns", "exec", "navclient-0"}, args...)...)
+		return client.try(nil, append([]string{"ip", "netns", "exec", "navclient-0"}, inBusybox(args)...)...)
 	})
 	netavarkCall(t, server, "teardown", "navserver-0", serverRequest)
 	netavarkCall(t, client, "teardown", "navclient-0", clientRequest)

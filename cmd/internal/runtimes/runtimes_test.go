@@ -14,6 +14,7 @@ func TestRuntimes(t *testing.T) {
 		{"podman", testRootPodman},
 		{"podman-rootless", testUserPodman},
 		{"netavark", testNetavark},
+		{"garden", testGarden},
 		{"runc", testRunc},
 		{"containerd", testContainerd},
 	} {

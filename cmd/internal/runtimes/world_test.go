@@ -57,7 +57,7 @@ func build(t *testing.T) string {
 	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
 	must(t, os.Chmod(dir, 0o755))
 	args := append(append([]string{"build", "-trimpath"}, raceFlags...), "-o", dir+string(filepath.Separator))
-	for _, b := range append([]string{"tulle-cni", "tulle-netavark"}, demo.Binaries...) {
+	for _, b := range append([]string{"tulle-cni", "tulle-netavark", "tulle-garden"}, demo.Binaries...) {
 		args = append(args, "tulle/cmd/"+b)
 	}
 	cmd := exec.Command("go", append(args, "github.com/containernetworking/cni/cnitool")...)

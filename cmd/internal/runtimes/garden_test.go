@@ -1,0 +1,66 @@
+package runtimes
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"tulle/overlay/control"
+)
+
+// guardian calls the networker with the container's namespace as descriptor 3.
+func guardian(t *testing.T, h *host, action, handle, stdin string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	cmd := h.command(ctx, nil, "sh", "-c", `exec tulle-garden --configFile=/etc/tulle/garden.json --action "$0" --handle "$1" 3</run/netns/"$1"`, action, handle)
+	cmd.Stdin = strings.NewReader(stdin)
+	var errs strings.Builder
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("tulle-garden %s: %v: %s", action, err, errs.String())
+	}
+	return string(out)
+}
+
+// gardenContainer is a namespace that guardian would put a container's process in.
+func gardenContainer(t *testing.T, h *host, handle, guid string) control.Endpoint {
+	t.Helper()
+	h.run(nil, "ip", "netns", "add", handle)
+	var got struct {
+		Properties map[string]string
+		Servers    []string `json:"dns_servers"`
+	}
+	out := guardian(t, h, "up", handle, `{"Pid": 0, "Properties": {"policy_group_id": "`+guid+`", "app_id": "`+guid+`"}, "netin": [], "netout_rules": []}`)
+	must(t, json.Unmarshal([]byte(out), &got))
+	e := h.endpoint(t, func(e control.Endpoint) bool { return e.Container == handle })
+	if string(e.App) != guid || got.Properties["garden.network.container-ip"] != e.Address.String() || len(got.Servers) != 1 || got.Servers[0] != "169.254.0.2" {
+		t.Errorf("answered %s, the endpoint is %+v", out, e)
+	}
+	return e
+}
+
+func testGarden(t *testing.T, w *world) {
+	server, client := w.hosts[0], w.hosts[1]
+	for _, h := range w.hosts {
+		h.configure("garden.md", 0)
+	}
+	to := gardenContainer(t, server, "garden-server", "11111111-aaaa-4bbb-8ccc-000000000001")
+	from := gardenContainer(t, client, "garden-client", "22222222-aaaa-4bbb-8ccc-000000000002")
+	server.run(nil, "sh", "-c", `ip netns exec garden-server busybox httpd -p 8080 -h "$0"`, w.image+"/www")
+	w.meet(t, from, to, func(args ...string) (string, error) {
+		return client.try(nil, append([]string{"ip", "netns", "exec", "garden-client"}, inBusybox(args)...)...)
+	})
+	guardian(t, server, "down", "garden-server", "null")
+	guardian(t, client, "down", "garden-client", "null")
+	for _, h := range w.hosts {
+		h.gone(t)
+	}
+}
+
+// inBusybox is get where the host's file system has no links to busybox.
+func inBusybox(args []string) []string {
+	return []string{args[0], args[1], strings.ReplaceAll(args[2], "| nc ", "| busybox nc ")}
+}

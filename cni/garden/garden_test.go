@@ -1,0 +1,271 @@
+package garden_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"tulle/cni/internal/cnitest"
+	"tulle/overlay/netcfg"
+	"tulle/overlay/netcfg/nstest"
+)
+
+const guid = "11111111-aaaa-4bbb-8ccc-000000000001"
+
+// upFor is guardian's input for a namespace that is descriptor 3 of the networker.
+const upFor = `{"Pid": 0, "Properties": {"policy_group_id": "` + guid + `", "app_id": "` + guid + `", "space_id": "s", "org_id": "o", "ports": "8080", "container_workload": "app"}%s}`
+
+// answered is a foreign plugin's result.
+const answered = `{"cniVersion": "1.0.0", "interfaces": [{"name": "veth0"}, {"name": "eth0", "sandbox": "x"}], "ips": [{"address": "fd00::2/128", "interface": 1}, {"address": "10.255.77.2/32", "interface": 1}], "dns": {"nameservers": ["169.254.0.2"]}}`
+
+func foreignList(record, answer, fail string) string {
+	return fmt.Sprintf(`{"name": "cni-wrapper", "cniVersion": "1.0.0", "disableCheck": true, "plugins": [
+		{"type": "foreign", "record": %q, "answer": %s}, {"type": "foreign", "record": %q, "answer": %s, "fail": %q}]}`, record, answer, record, answer, fail)
+}
+
+// upWith runs the networker as a process with the namespace as its descriptor 3.
+func (c *cell) upWith(n *nstest.Namespace, handle, more string) (string, string, error) {
+	cmd := exec.Command(filepath.Join(c.bin, networker), "--configFile", c.config, "--action", "up", "--handle", handle)
+	cmd.Stdin = strings.NewReader(fmt.Sprintf(upFor, more))
+	cmd.ExtraFiles = []*os.File{n.File()}
+	var out, errs strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	return strings.TrimSpace(out.String()), errs.String(), err
+}
+
+func (c *cell) mounted(handle string) bool {
+	var st unix.Statfs_t
+	err := unix.Statfs(filepath.Join(c.mount, handle), &st)
+	return err == nil && st.Type == unix.NSFS_MAGIC
+}
+
+func (c *cell) stateText() string {
+	b, err := os.ReadFile(c.state)
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}
+
+// TestUpAndDown with the CNI plugin of ours and a cell daemon's API.
+func TestUpAndDown(t *testing.T) {
+	nstest.NeedRoot(t)
+	nstest.NeedTUN(t)
+	daemon, n := cnitest.New(t), nstest.New(t)
+	c := newCell(t, fmt.Sprintf(`{"name": "tulle", "cniVersion": "1.0.0", "plugins": [{"type": "tulle-cni", "socket": %q}]}`, daemon.Socket))
+	t.Cleanup(func() { _, _, _ = c.call("down", "h1", "null") })
+	out, errs, err := c.upWith(n, "h1", "")
+	if err != nil || errs != "" {
+		t.Fatalf("up: %v: %s", err, errs)
+	}
+	want := `{"properties":{"garden.network.container-ip":"10.255.7.3","garden.network.host-ip":"255.255.255.255","garden.network.mapped-ports":"[]","garden.network.interface":"eth0"},"dns_servers":["169.254.0.2"],"search_domains":["apps.internal"]}`
+	if out != want {
+		t.Errorf("up answers %s\nwant %s", out, want)
+	}
+	if a := daemon.Seen().Attaches[0]; a.Container != "h1" || a.App.GUID != guid || a.Network != "tulle" {
+		t.Errorf("attach %+v", a)
+	}
+	device := netcfg.Device{Name: "eth0", Address: netip.MustParsePrefix("10.255.7.3/32"), MTU: 1410}
+	must(t, n.Do(func() error { return netcfg.Check(device) }))
+	if !c.mounted("h1") {
+		t.Error("the namespace is not kept")
+	}
+	for _, when := range []string{"there", "gone", "never there"} {
+		out, errs, code := c.call("down", "h1", "null")
+		if code != 0 || out != "" || errs != "" {
+			t.Errorf("down of what is %s: exit status %d: %s%s", when, code, out, errs)
+		}
+	}
+	if err := n.Do(func() error { return netcfg.Check(device) }); err == nil || len(daemon.Seen().Containers) != 0 || c.mounted("h1") {
+		t.Error("down left something")
+	}
+}
+
+// TestDownSucceedsInTheEnd: while no daemon answers it fails and may be asked again;
+// damaged files and a configuration that has gone fail nobody.
+func TestDownSucceedsInTheEnd(t *testing.T) {
+	nstest.NeedRoot(t)
+	nstest.NeedTUN(t)
+	daemon := cnitest.New(t)
+	conflist := func(socket string) string {
+		return fmt.Sprintf(`{"name": "tulle", "cniVersion": "1.0.0", "plugins": [{"type": "tulle-cni", "socket": %q}]}`, socket)
+	}
+	for _, row := range []struct {
+		name   string
+		damage func(t *testing.T, c *cell)
+		fails  string // what the first down says
+		mend   func(c *cell)
+	}{
+		{"no daemon", func(_ *testing.T, c *cell) { c.network("10.conflist", conflist("/nowhere.sock")) }, "cfnetworking: cni down: del network failed: ",
+			func(c *cell) { c.network("10.conflist", conflist(daemon.Socket)) }},
+		{"configuration gone", func(t *testing.T, c *cell) { must(t, os.Remove(filepath.Join(c.dir, "cni", "10.conflist"))) }, "", nil},
+		{"answer cut off", func(t *testing.T, c *cell) {
+			must(t, os.Truncate(filepath.Join(c.state+".cni", "results", "tulle-h1-eth0"), 40))
+		}, "", nil},
+		{"answer empty", func(t *testing.T, c *cell) {
+			must(t, os.Truncate(filepath.Join(c.state+".cni", "results", "tulle-h1-eth0"), 0))
+		}, "", nil},
+		{"answer gone", func(t *testing.T, c *cell) { must(t, os.RemoveAll(c.state+".cni")) }, "", nil},
+		{"mount gone", func(t *testing.T, c *cell) {
+			must(t, unix.Unmount(filepath.Join(c.mount, "h1"), unix.MNT_DETACH))
+			must(t, os.Remove(filepath.Join(c.mount, "h1")))
+		}, "", nil},
+		{"state not JSON", func(t *testing.T, c *cell) { must(t, os.WriteFile(c.state, []byte("{"), 0o600)) }, "", nil},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			n := nstest.New(t)
+			c := newCell(t, conflist(daemon.Socket))
+			if _, errs, err := c.upWith(n, "h1", ""); err != nil {
+				t.Fatalf("up: %v: %s", err, errs)
+			}
+			row.damage(t, c)
+			_, errs, code := c.call("down", "h1", "null")
+			if row.fails != "" {
+				if code != 1 || !strings.HasPrefix(errs, row.fails) || !c.mounted("h1") {
+					t.Errorf("exit status %d: %s", code, errs)
+				}
+				row.mend(c)
+				_, errs, code = c.call("down", "h1", "null")
+			}
+			if code != 0 || len(daemon.Seen().Containers) != 0 || c.mounted("h1") {
+				t.Errorf("exit status %d: %s; the cell has %v", code, errs, daemon.Seen().Containers)
+			}
+		})
+	}
+}
+
+// TestForeignPlugins get what the original hands them, and nothing on the way down.
+func TestForeignPlugins(t *testing.T) {
+	nstest.NeedRoot(t)
+	n := nstest.New(t)
+	record := filepath.Join(t.TempDir(), "record")
+	c := newCell(t, foreignList(record, answered, ""))
+	t.Cleanup(func() { _, _, _ = c.call("down", "h1", "null") })
+	out, errs, err := c.upWith(n, "h1", `, "netin": [{"host_port": 0, "container_port": 8080}, {"host_port": 443, "container_port": 8443}, {"container_port": 2222}],
+		"netout_rules": [{"protocol": 3, "networks": [{"start": "0.0.0.0", "end": "255.255.255.255"}], "icmps": {"type": 8, "code": 0}}]`)
+	if err != nil || errs != "" {
+		t.Fatalf("up: %v: %s", err, errs)
+	}
+	if want := `{"properties":{"garden.network.container-ip":"10.255.77.2","garden.network.host-ip":"255.255.255.255","garden.network.mapped-ports":"[{\"HostPort\":61000,\"ContainerPort\":8080},{\"HostPort\":443,\"ContainerPort\":8443},{\"HostPort\":61001,\"ContainerPort\":2222}]","garden.network.interface":"eth0"},"dns_servers":["169.254.0.2"],"search_domains":["apps.internal"]}`; out != want {
+		t.Errorf("up answers %s\nwant %s", out, want)
+	}
+	if got, want := c.stateText(), `{"acquired_ports":{"h1":[61000,61001]}}`; got != want {
+		t.Errorf("state %s, want %s", got, want)
+	}
+	if _, errs, code := c.call("down", "h1", "null"); code != 0 {
+		t.Fatal(errs)
+	}
+	if got, want := c.stateText(), `{"acquired_ports":{}}`; got != want {
+		t.Errorf("state %s, want %s", got, want)
+	}
+	b, err := os.ReadFile(record)
+	must(t, err)
+	calls := strings.Split(strings.TrimSpace(string(b)), "\n")
+	if len(calls) != 4 {
+		t.Fatalf("calls:\n%s", b)
+	}
+	type asked struct {
+		Metadata      map[string]string `json:"metadata"`
+		RuntimeConfig any               `json:"runtimeConfig"`
+	}
+	for i, call := range calls {
+		verb := []string{"ADD", "ADD", "DEL", "DEL"}[i]
+		head := fmt.Sprintf("%s h1 %s eth0 %q ", verb, filepath.Join(c.mount, "h1"), "")
+		conf, ok := strings.CutPrefix(call, head)
+		if !ok {
+			t.Errorf("call %d: %s\nwant %s…", i, call, head)
+			continue
+		}
+		var got asked
+		must(t, json.Unmarshal([]byte(conf), &got))
+		var want asked
+		if verb == "ADD" {
+			want.Metadata = map[string]string{"policy_group_id": guid, "app_id": guid, "space_id": "s", "org_id": "o", "ports": "8080", "container_workload": "app"}
+			must(t, json.Unmarshal([]byte(`{"netOutRules":[{"protocol":3,"networks":[{"start":"0.0.0.0","end":"255.255.255.255"}],"icmps":{"type":8,"code":0}}],"portMappings":[{"host_port":61000,"container_port":8080},{"host_port":443,"container_port":8443},{"host_port":61001,"container_port":2222}]}`), &want.RuntimeConfig))
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", verb, diff)
+		}
+	}
+}
+
+// TestFailedUpLeavesNothing: not even what a plugin of the chain did before.
+func TestFailedUpLeavesNothing(t *testing.T) {
+	nstest.NeedRoot(t)
+	for _, row := range []struct{ name, networks, more, says string }{
+		{"plugin fails", foreignList("RECORD", answered, "ADD"), "", "cfnetworking: cni up failed: add network list failed: "},
+		{"no address", foreignList("RECORD", `{"cniVersion": "1.0.0", "interfaces": [{"name": "eth0"}]}`, ""), "", "cfnetworking: expected an IPv4 address in the CNI result"},
+		{"no interface", foreignList("RECORD", `{"cniVersion": "1.0.0", "ips": [{"address": "10.255.77.2/32", "interface": 3}]}`, ""), "", "cfnetworking: no corresponding interface found, interface index: 3, number of interfaces: 0"},
+		{"no network", "", "", "cfnetworking: cni up failed: no ip allocated"},
+		{"too many ports", foreignList("RECORD", answered, ""), strings.Repeat(`{"container_port": 1},`, 2), "cfnetworking: allocating port: acquire port: port pool exhausted"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			n := nstest.New(t)
+			record := filepath.Join(t.TempDir(), "record")
+			c := newCell(t, strings.ReplaceAll(row.networks, "RECORD", record))
+			c.configure(map[string]any{"total_ports": 2})
+			out, errs, err := c.upWith(n, "h1", `, "netin": [`+row.more+`{"host_port": 0, "container_port": 8080}]`)
+			if err == nil || out != "" || !strings.HasPrefix(errs, row.says) || strings.Count(errs, "\n") != 1 {
+				t.Errorf("up: %v, stdout %q, stderr %q", err, out, errs)
+			}
+			if strings.Contains(c.stateText(), "h1") || c.mounted("h1") {
+				t.Errorf("left: state %s, mounted %t", c.stateText(), c.mounted("h1"))
+			}
+			if b, err := os.ReadFile(record); err == nil && strings.Count(string(b), "ADD h1") != strings.Count(string(b), "DEL h1") {
+				t.Errorf("the plugins were not called to take it back:\n%s", b)
+			}
+		})
+	}
+}
+
+// TestManyAtOnce: processes side by side share the pool, and none gets another's port.
+func TestManyAtOnce(t *testing.T) {
+	nstest.NeedRoot(t)
+	record := filepath.Join(t.TempDir(), "record")
+	c := newCell(t, foreignList(record, answered, ""))
+	const containers, ports = 12, 3
+	var wg sync.WaitGroup
+	for i := range containers {
+		n := nstest.New(t)
+		wg.Go(func() {
+			if _, errs, err := c.upWith(n, fmt.Sprintf("h%d", i), `, "netin": [{"container_port": 1}, {"container_port": 2}, {"container_port": 3}]`); err != nil {
+				t.Errorf("up %d: %v: %s", i, err, errs)
+			}
+		})
+	}
+	wg.Wait()
+	var state struct {
+		Acquired map[string][]int `json:"acquired_ports"`
+	}
+	must(t, json.Unmarshal([]byte(c.stateText()), &state))
+	var all []int
+	for _, p := range state.Acquired {
+		all = append(all, p...)
+	}
+	slices.Sort(all)
+	if len(state.Acquired) != containers || len(all) != containers*ports || all[0] != 61000 || all[len(all)-1] != 61000+containers*ports-1 || len(slices.Compact(all)) != containers*ports {
+		t.Errorf("acquired %v", state.Acquired)
+	}
+	for i := range containers {
+		wg.Go(func() {
+			if _, errs, code := c.call("down", fmt.Sprintf("h%d", i), "null"); code != 0 {
+				t.Errorf("down %d: %s", i, errs)
+			}
+		})
+	}
+	wg.Wait()
+	if got := c.stateText(); got != `{"acquired_ports":{}}` {
+		t.Errorf("state %s", got)
+	}
+}
