@@ -56,7 +56,9 @@ func loadNetworks(c config, log io.Writer) (*networks, error) {
 		n.list, err = libcni.ConfListFromFile(lists[0])
 	case len(singles) > 0:
 		var single *libcni.PluginConfig
+		//lint:ignore SA1019 the original takes files of that format, and so do its operators
 		if single, err = libcni.ConfFromFile(singles[0]); err == nil {
+			//lint:ignore SA1019 the same
 			n.list, err = libcni.ConfListFromConf(single)
 		}
 	}
