@@ -42,6 +42,12 @@ func (c *call) result(got control.Attached) (types.Result, error) {
 		Interface: current.Int(len(r.Interfaces) - 1),
 		Address:   net.IPNet{IP: got.Address.Addr().AsSlice(), Mask: net.CIDRMask(got.Address.Bits(), 32)},
 	})
+	if a := got.Address6; a.IsValid() {
+		r.IPs = append(r.IPs, &current.IPConfig{
+			Interface: current.Int(len(r.Interfaces) - 1),
+			Address:   net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), 128)},
+		})
+	}
 	r.Routes = append(r.Routes, &types.Route{Dst: net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}})
 	r.DNS = c.conf.Names(got.Resolver)
 	return r, nil
@@ -62,7 +68,7 @@ func (c *call) addressGiven() (netip.Prefix, error) {
 		}
 		a, ok := netip.AddrFromSlice(ip.Address.IP)
 		bits, _ := ip.Address.Mask.Size()
-		if ok {
+		if ok && a.Unmap().Is4() { // the endpoint's name; an IPv6 address stands beside it
 			return netip.PrefixFrom(a.Unmap(), bits), nil
 		}
 	}

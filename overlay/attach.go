@@ -66,7 +66,7 @@ func (l *life) Attach(ctx context.Context, r control.AttachRequest) (_ control.A
 }
 
 func (l *life) answer(e endpoint.Endpoint, resumed bool) control.Attached {
-	return control.Attached{Address: single(e.Address), Resolver: dns.Address.Addr(), MTU: l.mtu, App: e.AppID,
+	return control.Attached{Address: single(e.Address), Address6: l.address6(e), Resolver: dns.Address.Addr(), MTU: l.mtu, App: e.AppID,
 		Incarnation: incarnationUnder(l.lease, e), Resumed: resumed, Mask: l.d.cfg.hidden()}
 }
 

@@ -44,6 +44,7 @@ type Config struct {
 	Mode        api.TunnelMode // optional: vxlan; wireguard is for peers that have it too
 	WireGuard   uint16         // UDP port of mode wireguard; 0: a free one, published with the lease
 	MTU         int            // of the containers' devices; optional: from the underlay's interface
+	IPv4Only    bool           // containers have no IPv6 address
 	Metrics     string         // host:port; "": none
 	Allow       []control.Grant
 	Resolvers   []netip.AddrPort // optional: the host's
@@ -86,7 +87,7 @@ func (c *Config) complete() error {
 	need(c.Server != "", "server is missing")
 	need(c.Credentials != "", "credentials is missing")
 	need(filepath.IsAbs(c.StateDir), "state_dir must be an absolute path")
-	need(c.Underlay.Is4() && !c.Underlay.IsUnspecified() && !c.Underlay.IsMulticast(), "underlay must be an IPv4 address of this host")
+	need(c.Underlay.IsValid() && !c.Underlay.Is4In6() && !c.Underlay.IsUnspecified() && !c.Underlay.IsMulticast(), "underlay must be an address of this host")
 	c.Mode = cmp.Or(c.Mode, api.ModeVXLAN)
 	need(c.Mode == api.ModeVXLAN || c.Mode == api.ModeWireGuard, fmt.Sprintf("mode %q is neither vxlan nor wireguard", c.Mode))
 	need(c.MTU == 0 || c.MTU >= 576 && c.MTU <= 65535-maxOverhead, "mtu must be 0 or from 576 to 65405")

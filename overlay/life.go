@@ -158,7 +158,25 @@ func (l *life) clashes() error {
 			things = append(things, netcfg.Address("the policy server", a))
 		}
 	}
-	return netcfg.Clashes(l.lease.Network, things...)
+	err = netcfg.Clashes(l.lease.Network, things...)
+	if l.ipv6() {
+		err = errors.Join(err, netcfg.Clashes(fib.TwinPrefix(l.lease.Network), things...))
+	}
+	return err
+}
+
+// minMTU6 is what IPv6 needs of a device (RFC 8200 section 5).
+const minMTU6 = 1280
+
+// ipv6 says whether containers have IPv6 addresses: the twins of their IPv4 ones.
+func (l *life) ipv6() bool { return !l.d.cfg.IPv4Only && l.mtu >= minMTU6 }
+
+// address6 is an endpoint's, the zero Prefix if it has none.
+func (l *life) address6(e endpoint.Endpoint) netip.Prefix {
+	if !l.ipv6() {
+		return netip.Prefix{}
+	}
+	return single(fib.Twin(e.Address))
 }
 
 // hostResolvers are the nameserver lines of resolv.conf(5).
@@ -194,7 +212,7 @@ func (l *life) build() error {
 	policies, reach := table.New(), table.New()
 	l.resolver = dns.New(dns.Options{Upstreams: l.d.cfg.Resolvers, Overlay: l.lease.Network, Log: l.d.log})
 	o := datapath.Options{
-		MTU: l.mtu, Conn: l.socket, FIB: f, Policies: policies, Reach: reach,
+		MTU: l.mtu, IPv4Only: !l.ipv6(), Conn: l.socket, FIB: f, Policies: policies, Reach: reach,
 		Resolver:     l.resolve,
 		ResolverAddr: dns.Address.Addr(),
 		Log:          l.d.log,
@@ -274,7 +292,8 @@ func (l *life) checkPeers(e *api.Event) error {
 	good := make([]api.Peer, 0, len(*peers))
 	var all []error
 	for _, p := range *peers {
-		err := netcfg.Clashes(l.lease.Network, netcfg.Address("the underlay address of peer "+p.Name, p.Underlay))
+		where := netcfg.Address("the underlay address of peer "+p.Name, p.Underlay)
+		err := errors.Join(netcfg.Clashes(l.lease.Network, where), netcfg.Clashes(fib.TwinPrefix(l.lease.Network), where))
 		if err == nil {
 			good = append(good, p)
 			continue

@@ -360,7 +360,7 @@ func (c *cell) attachWith(id string, of policy.AppID, l control.Lifeline, change
 func (a *app) configure() {
 	a.Helper()
 	err := a.ns.Do(func() error {
-		return netcfg.Configure(netcfg.Device{Name: "eth0", Address: a.at.Address, MTU: a.at.MTU})
+		return netcfg.Configure(netcfg.Device{Name: "eth0", Address: a.at.Address, Address6: a.at.Address6, MTU: a.at.MTU})
 	})
 	if err != nil {
 		a.Fatal(err)

@@ -26,6 +26,7 @@ type config struct {
 	Port        uint16         `yaml:"port"`        // UDP port of VXLAN; 0: a free one
 	Mode        api.TunnelMode `yaml:"mode"`        // vxlan, or wireguard with the peers that have it too
 	WireGuard   uint16         `yaml:"wireguard"`   // UDP port of mode wireguard; 0: a free one
+	IPv4Only    bool           `yaml:"ipv4_only"`   // containers have no IPv6 address
 	MTU         int            `yaml:"mtu"`         // of the containers' devices; 0: the underlay's less 50, 110 in mode wireguard
 	Metrics     string         `yaml:"metrics"`     // host:port; "": off
 	Allow       []grant        `yaml:"allow"`       // who may attach, beside root and the daemon's own user
@@ -94,8 +95,8 @@ func (c *config) Validate() error {
 	switch {
 	case !c.Underlay.IsValid():
 		bad("underlay", "is missing")
-	case !c.Underlay.Is4() || c.Underlay.IsUnspecified() || c.Underlay.IsMulticast():
-		bad("underlay", "must be an IPv4 address of this host")
+	case c.Underlay.IsUnspecified() || c.Underlay.IsMulticast() || c.Underlay.Is4In6() || c.Underlay.Is6() && c.Underlay.IsLinkLocalUnicast():
+		bad("underlay", "must be an address of this host that other cells reach")
 	}
 	if c.Mode != api.ModeVXLAN && c.Mode != api.ModeWireGuard {
 		bad("mode", "must be vxlan or wireguard")
@@ -140,7 +141,7 @@ func loadConfig(path string) (*config, error) {
 func (c *config) daemon() overlay.Config {
 	o := overlay.Config{
 		Name: c.Name, Server: c.Server, Credentials: c.Credentials, StateDir: c.StateDir, Socket: c.Socket,
-		Underlay: c.Underlay, Port: c.Port, Mode: c.Mode, WireGuard: c.WireGuard, MTU: c.MTU, Metrics: c.Metrics,
+		Underlay: c.Underlay, Port: c.Port, Mode: c.Mode, WireGuard: c.WireGuard, MTU: c.MTU, Metrics: c.Metrics, IPv4Only: c.IPv4Only,
 		Hide: c.Hide,
 	}
 	for _, g := range c.Allow {

@@ -111,7 +111,7 @@ func Add(ctx context.Context, c Container, w Wish) (got control.Attached, err er
 		return got, fmt.Errorf("attach to the cell: %w", err)
 	}
 	if err := netcfg.Do(ns, func() error {
-		return netcfg.Configure(netcfg.Device{Name: c.Device, Address: got.Address, MTU: got.MTU})
+		return netcfg.Configure(netcfg.Device{Name: c.Device, Address: got.Address, Address6: got.Address6, MTU: got.MTU})
 	}); err != nil {
 		return got, errors.Join(err, Undo(ctx, c))
 	}

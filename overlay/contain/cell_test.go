@@ -26,6 +26,7 @@ import (
 
 const (
 	address   = "10.255.7.3/32"
+	address6  = "fd74:756c:6c65::aff:703/128"
 	mtu       = 1410
 	container = "c1"
 	patience  = 20 * time.Second
@@ -124,7 +125,7 @@ func (c *cell) Attach(_ context.Context, r control.AttachRequest) (control.Attac
 		c.gone <- r.Container
 	}()
 	c.attaches <- r
-	return control.Attached{Address: netip.MustParsePrefix(address), MTU: mtu,
+	return control.Attached{Address: netip.MustParsePrefix(address), Address6: netip.MustParsePrefix(address6), MTU: mtu,
 		Resolver: netip.MustParseAddr("169.254.0.2"), App: "guid", Resumed: r.Resume,
 		Mask: []string{filepath.Dir(c.key), filepath.Join(c.dir, "not-there")}}, nil
 }

@@ -68,7 +68,7 @@ func TestPromises(t *testing.T) {
 			t.Errorf("working directory %q, environment %q", s.Dir, s.Env)
 		}
 		if diff := cmp.Diff([]string{"lo 65536 [127.0.0.1/8 ::1/128] true",
-			fmt.Sprintf("eth0 %d [%s] true", mtu, address)}, s.Interfaces); diff != "" {
+			fmt.Sprintf("eth0 %d [%s %s] true", mtu, address, address6)}, s.Interfaces); diff != "" {
 			t.Errorf("devices (-want +got):\n%s", diff)
 		}
 		if diff := cmp.Diff([]string{"eth0", "lo"}, s.SysNet); diff != "" {

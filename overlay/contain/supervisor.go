@@ -115,7 +115,7 @@ func (s *supervisor) setUp(ctx context.Context, life *lifeline) (status int, err
 		s.o.Attached(got)
 	}
 	err = send(s.conn, order{Setup: &setup{
-		Device:     netcfg.Device{Name: Device, Address: got.Address, MTU: got.MTU},
+		Device:     netcfg.Device{Name: Device, Address: got.Address, Address6: got.Address6, MTU: got.MTU},
 		Resolver:   got.Resolver.String(),
 		Mask:       append([]string{filepath.Dir(s.o.Socket)}, append(got.Mask, s.o.MaskDirs...)...),
 		Dir:        s.o.Dir,

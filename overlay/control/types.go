@@ -52,8 +52,9 @@ type Bandwidth struct {
 
 // Attached is the answer: what the attacher configures on the device.
 type Attached struct {
-	Address     netip.Prefix `json:"address"`  // /32
-	Resolver    netip.Addr   `json:"resolver"` // 169.254.0.2
+	Address     netip.Prefix `json:"address"`           // /32
+	Address6    netip.Prefix `json:"address6,omitzero"` // /128; not valid: no IPv6
+	Resolver    netip.Addr   `json:"resolver"`          // 169.254.0.2
 	MTU         int          `json:"mtu"`
 	App         policy.AppID `json:"app"`
 	Incarnation uint64       `json:"incarnation"`
@@ -84,6 +85,7 @@ type Collected struct {
 type Endpoint struct {
 	Container   string       `json:"container"`
 	Address     netip.Addr   `json:"address"`
+	Address6    netip.Addr   `json:"address6,omitzero"`
 	App         policy.AppID `json:"app"`
 	AppName     string       `json:"app_name,omitempty"`
 	Space       string       `json:"space,omitempty"`

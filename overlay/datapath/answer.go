@@ -25,8 +25,8 @@ func (l *answerLimit) refill(n int) {
 }
 
 func (l *answerLimit) take(addr netip.Addr) bool {
-	a := addr.As4()
-	b := &l.buckets[binary.BigEndian.Uint32(a[:])*l.seed>>20]
+	a := addr.As16()
+	b := &l.buckets[binary.BigEndian.Uint32(a[12:])*l.seed>>20]
 	// Not below zero by more than the goroutines that race here.
 	return b.Load() > 0 && b.Add(-1) >= 0
 }
@@ -84,6 +84,18 @@ func (w *worker) build(r Reason, p []byte, from netip.Addr) int {
 	return len(b)
 }
 
+// minMTU6 is what every path of IPv6's carries (RFC 8200 section 5): no sender believes
+// in less.
+const minMTU6 = 1280
+
+// gatewayOf is this cell's own address in a packet's family.
+func (p *Path) gatewayOf(h *packet.Header) netip.Addr {
+	if h.IPv6 {
+		return p.gateway6
+	}
+	return p.gateway
+}
+
 func (w *worker) icmp(b []byte, what reply, p []byte, from netip.Addr) []byte {
 	h := &w.h
 	if !w.p.answers.take(h.Src) {
@@ -99,7 +111,11 @@ func (w *worker) icmp(b []byte, what reply, p []byte, from netip.Addr) []byte {
 		if !h.DontFragment || w.limit == 0 {
 			return b
 		}
-		return packet.AppendTooBig(b, from, uint16(w.limit), p, h)
+		mtu := w.limit
+		if h.IPv6 {
+			mtu = max(mtu, minMTU6)
+		}
+		return packet.AppendTooBig(b, from, uint16(mtu), p, h)
 	case ttlExceeded:
 		return packet.AppendTimeExceeded(b, from, p, h)
 	default:
@@ -124,7 +140,7 @@ func (w *worker) deliver(e *endpoint, b []byte) Reason {
 // answerPeer tells a peer's container. The answer carries no tag: it is nobody's,
 // and passes at the other end by the flow that it ends.
 func (w *worker) answerPeer(peer *fib.Peer, r Reason, p []byte) {
-	if n := w.build(r, p, w.p.gateway); n != 0 {
+	if n := w.build(r, p, w.p.gatewayOf(&w.h)); n != 0 {
 		w.seal(peer, policy.NoTag, w.answer[:n])
 		w.c.answers.Add(1)
 	}

@@ -11,7 +11,7 @@ import (
 
 // Options that ask for no way of their own are carried as they are.
 func TestIPOptionsPass(t *testing.T) {
-	pairs(t, func(t *testing.T, w *world, client, server *container) {
+	pairs4(t, func(t *testing.T, w *world, client, server *container) {
 		w.allow("web db tcp 80")
 		w.allow("web db udp 53")
 		for name, options := range map[string][]byte{
@@ -35,6 +35,32 @@ func TestIPOptionsPass(t *testing.T) {
 		syn = packettest.TCP(client.at(9), server.at(81), fSYN, 1, 0, nil)
 		client.send(packettest.IPv4{Src: client.addr, Dst: server.addr, Proto: 6, Options: []byte{148, 4, 0, 0}, Payload: syn[20:]}.Bytes())
 		server.expect()
+	})
+}
+
+// So are IPv6's extension headers; a routing header is not.
+func TestExtensionHeadersPass(t *testing.T) {
+	pairsOf(t, true, func(t *testing.T, w *world, client, server *container) {
+		w.allow("web db udp 53")
+		udp := packettest.UDP(client.at(9), server.at(53), []byte("x"))
+		other := packettest.UDP(client.at(9), server.at(54), []byte("x"))
+		for _, first := range []uint8{0, 60} {
+			header := []byte{17, 0, 1, 4, 0, 0, 0, 0}
+			p := packettest.IPv6{Src: client.addr, Dst: server.addr, Proto: 17, First: first, Extensions: header, Payload: udp[40:]}
+			client.send(p.Bytes())
+			if got := server.expect(fmt.Sprintf("udp %s>%s", client.at(9), server.at(53))); string(got[0].p[40:48]) != string(header) {
+				t.Errorf("arrived with % x", got[0].p[40:48])
+			}
+			p.Payload = other[40:]
+			client.send(p.Bytes())
+			server.expect()
+			client.expect(client.refused(client.cell))
+		}
+		before := client.cell.path.Stats()
+		client.send(packettest.IPv6{Src: client.addr, Dst: server.addr, Proto: 17, First: 43, Extensions: make([]byte, 8), Payload: udp[40:]}.Bytes())
+		client.send(packettest.IPv6{Src: client.addr, Dst: server.addr, Proto: 17, First: 43, Extensions: []byte{17, 0, 0, 0, 0, 0, 0, 0}, Payload: udp[40:]}.Bytes())
+		server.expect()
+		client.cell.dropped(before, BadPacket, SourceRoute)
 	})
 }
 

@@ -45,8 +45,8 @@ func (p *Path) Cut(pairs []Pair) int {
 // of any if it is 0. It is called after the fib has changed.
 func (p *Path) CutEndpoint(addr netip.Addr, incarnation uint64) int {
 	return p.cutWhere(func(f *flow.Flow) bool {
-		return f.Src == addr && (incarnation == 0 || f.SrcIncarnation == incarnation) ||
-			f.Dst == addr && (incarnation == 0 || f.DstIncarnation == incarnation)
+		return fib.Name(f.Src) == addr && (incarnation == 0 || f.SrcIncarnation == incarnation) ||
+			fib.Name(f.Dst) == addr && (incarnation == 0 || f.DstIncarnation == incarnation)
 	})
 }
 
@@ -145,7 +145,7 @@ func (p *Path) endHere(snap *fib.Snapshot, f *flow.Flow, d flow.Direction) {
 	if packet.Parse(q, &w.h) != nil {
 		return
 	}
-	w.deliver(e, packet.AppendUnreachable(w.answer[:headroom], p.gateway, packet.CodePortUnreachable, q, &w.h))
+	w.deliver(e, packet.AppendUnreachable(w.answer[:headroom], p.gatewayOf(&w.h), packet.CodePortUnreachable, q, &w.h))
 }
 
 // endFar tells the container of another cell that direction d goes to. Its cell

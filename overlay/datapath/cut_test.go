@@ -60,13 +60,13 @@ func TestRemovedPolicyCutsBothEnds(t *testing.T) {
 		server.expect(fmt.Sprintf("tcp %s>%s PA", client.at(4001), server.at(81)))
 
 		w.forbid("web db udp 53")
-		got = client.expect(fmt.Sprintf("icmp %s>%s 3/3", client.cell.subnet.Addr(), client.addr))
+		got = client.expect(client.refused(client.cell))
 		var q packet.Header
 		if err := packet.ParseQuoted(got[0].p, &got[0].h, &q); err != nil || q.SrcPort != 4002 || q.DstPort != 53 {
 			t.Errorf("the error quotes %v %+v", err, q)
 		}
 		got = server.got()
-		if len(got) != 1 || got[0].h.Proto != packet.ProtoICMP {
+		if len(got) != 1 || got[0].String() != server.refused(server.cell) {
 			t.Errorf("server of a cut UDP flow got %v", got)
 		}
 	})
@@ -175,8 +175,8 @@ func TestDetachEndsFlows(t *testing.T) {
 	pairs(t, func(t *testing.T, w *world, client, server *container) {
 		w.allow("web db tcp 80")
 		connect(client, 4000, server, 80)
-		server.cell.path.Detach(server.addr)
-		server.cell.path.Detach(server.addr)
+		server.cell.path.Detach(fib.Name(server.addr))
+		server.cell.path.Detach(fib.Name(server.addr))
 		w.pump()
 		resets(t, client, server.at(80).String(), client.at(4000).String(), 501)
 		select {

@@ -58,11 +58,11 @@ func (w *egress) read(n int) {
 	}
 	p := w.buf[headroom : virtioAt+n]
 	packet.DecodeVirtio(w.buf[virtioAt:], &w.v)
-	r := parse(p, &w.h)
+	r := w.parse(p)
 	if r == Passed && w.v.Check(&w.h, len(p)) != nil {
 		r = BadVirtio
 	}
-	if r == Passed && w.h.Src != w.ep.addr {
+	if r == Passed && fib.Name(w.h.Src) != w.ep.addr {
 		r = SpoofedSource
 	}
 	if r != Passed {
@@ -76,7 +76,7 @@ func (w *egress) read(n int) {
 func (w *egress) carry(p []byte) {
 	h := &w.h
 	snap := w.p.fib.Load()
-	from := w.p.gateway
+	from := w.p.gatewayOf(h)
 	var r Reason
 	switch {
 	case h.Dst == w.p.resolverAddr && (w.p.resolver != nil || w.p.outside != nil):
@@ -86,7 +86,7 @@ func (w *egress) carry(p []byte) {
 		r = SpoofedSource // a container's stack keeps what it sends itself
 	case !oneHost(h.Dst, snap.Overlay()):
 		r = Multicast
-	case !snap.Overlay().Contains(h.Dst):
+	case !snap.Inside(h.Dst):
 		r = w.toOutside(snap, p, OutsideOverlay)
 	default:
 		r = w.toOverlay(snap, p)
@@ -99,6 +99,9 @@ func (w *egress) carry(p []byte) {
 
 // oneHost is false for multicast, reserved and broadcast addresses.
 func oneHost(a netip.Addr, overlay netip.Prefix) bool {
+	if a.Is6() {
+		return !a.IsMulticast() && !a.IsUnspecified()
+	}
 	if a.As4()[0] >= 224 {
 		return false
 	}
@@ -136,7 +139,7 @@ func (w *egress) toOverlay(snap *fib.Snapshot, p []byte) Reason {
 			id = to.peer.ID
 		}
 		r = w.judge(snap, &src, &to.dst, id)
-	case packet.ProtoICMP:
+	case packet.ProtoICMP, packet.ProtoICMPv6:
 		r = w.judgeICMP(p, snap, to.peer)
 	default:
 		r = NotAllowedProtocol
@@ -161,16 +164,16 @@ func (w *egress) route(snap *fib.Snapshot, tag policy.Tag) (route, Reason) {
 		if to.ep == nil {
 			return to, NoEndpoint
 		}
-	case w.h.Dst == w.p.gateway || peer != nil && isGateway(peer, w.h.Dst):
+	case fib.Name(w.h.Dst) == w.p.gateway || peer != nil && isGateway(peer, w.h.Dst):
 		return to, CellAddress
-	case snap.Self().Contains(w.h.Dst):
+	case snap.Own(w.h.Dst):
 		return to, NoEndpoint
 	case peer == nil:
 		return to, NoRoute
 	case remote != nil:
 		to.peer = peer
 		to.dst = end{tag: remote.Tag, incarnation: remote.Incarnation, slot: flow.NoSlot}
-	case peer.Kind == fib.Silk:
+	case peer.Kind == fib.Silk && !w.h.IPv6: // silk has no IPv6
 		to.peer = peer
 		to.dst = end{slot: flow.NoSlot, anyone: true}
 	default:
@@ -239,10 +242,25 @@ func (w *egress) fit(peer *fib.Peer, p []byte) (small bool, r Reason) {
 			return true, TooBig
 		}
 		return true, Passed
+	case h.IPv6 && limit < minMTU6 && w.segments(p, limit-headers):
+		return true, Passed
 	case h.DontFragment || w.v.GSOType != packet.GSONone:
 		return true, TooBig
 	}
 	return false, Passed
+}
+
+// segments makes a super-packet of the TCP segment p, to be split into payloads of
+// size: where a way is smaller than what IPv6 promises, its sender cannot be told.
+func (w *egress) segments(p []byte, size int) bool {
+	h := &w.h
+	if h.Proto != packet.ProtoTCP || w.v.GSOType != packet.GSONone || size <= 0 || h.IsFragment() ||
+		h.TCPFlags&(packet.FlagSYN|packet.FlagRST|packet.FlagURG) != 0 ||
+		w.v.Flags&packet.VirtioNeedsChecksum == 0 && !packet.VerifyChecksum(p, h) {
+		return false
+	}
+	w.v.GSOType, w.v.GSOSize = packet.GSOTCPv6, uint16(size)
+	return packet.Segments(h, &w.v) <= packet.MaxFrames
 }
 
 // wayMTU is the longest packet that gets to a peer; 0: any.

@@ -27,8 +27,17 @@ type fragments struct {
 
 type fragmentKey struct {
 	src, dst netip.Addr
-	id       uint16
+	id       uint32
 	proto    uint8
+}
+
+// keyOf names a part's datagram. Later parts of IPv6's do not tell the protocol.
+func keyOf(h *packet.Header) fragmentKey {
+	k := fragmentKey{h.Src, h.Dst, h.ID, h.Proto}
+	if h.IPv6 {
+		k.proto = 0
+	}
+	return k
 }
 
 type datagram struct {
@@ -131,7 +140,7 @@ func (f *fragments) later(h *packet.Header, p []byte, flows *flow.Table) (fragme
 
 // get finds or begins a datagram. One source may have a quarter of the room.
 func (f *fragments) get(h *packet.Header, now uint32) (*datagram, Reason) {
-	key := fragmentKey{h.Src, h.Dst, h.ID, h.Proto}
+	key := keyOf(h)
 	if d := f.datagrams[key]; d != nil {
 		return d, Passed
 	}
@@ -159,7 +168,7 @@ func (f *fragments) get(h *packet.Header, now uint32) (*datagram, Reason) {
 
 // add enters a part's place.
 func (d *datagram) add(h *packet.Header) Reason {
-	s := span{h.FragmentOffset, h.FragmentOffset + h.TotalLen - h.HeaderLen}
+	s := span{h.FragmentOffset, h.FragmentOffset + h.PartLen}
 	// All parts but the last are whole blocks of eight, and nothing is empty.
 	if s.from == s.to || h.MoreFragments && (s.to-s.from)%8 != 0 {
 		return BadPacket
@@ -199,7 +208,7 @@ func (f *fragments) finish(h *packet.Header, d *datagram) {
 		at = s.to
 	}
 	if at == d.end {
-		delete(f.datagrams, fragmentKey{h.Src, h.Dst, h.ID, h.Proto})
+		delete(f.datagrams, keyOf(h))
 	}
 }
 

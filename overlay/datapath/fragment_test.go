@@ -1,16 +1,26 @@
 package datapath
 
 import (
-	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"testing"
 
 	"tulle/overlay/packet/packettest"
 )
 
-// cutUp is an IPv4 packet in fragments of size bytes of payload.
+// cutUp is a packet in fragments of size bytes of payload.
 func cutUp(p []byte, id uint16, size int) [][]byte {
 	var parts [][]byte
+	if p[0]>>4 == 6 {
+		for at := 0; at < len(p)-40; at += size {
+			to := min(at+size, len(p)-40)
+			parts = append(parts, packettest.IPv6{
+				Src: netip.AddrFrom16([16]byte(p[8:24])), Dst: netip.AddrFrom16([16]byte(p[24:40])), First: 44,
+				Extensions: packettest.Fragment6(p[6], at, to < len(p)-40, uint32(id)<<16|1), Payload: p[40:][at:to],
+			}.Bytes())
+		}
+		return parts
+	}
 	src, dst := addrOf(p[12:16]), addrOf(p[16:20])
 	payload := p[20:]
 	for at := 0; at < len(payload); at += size {
@@ -34,7 +44,7 @@ func fragmentPair(t *testing.T, f func(t *testing.T, w *world, client, server *c
 func payloads(all []received) map[int]int {
 	m := map[int]int{}
 	for _, r := range all {
-		m[r.h.FragmentOffset] = r.h.TotalLen - r.h.HeaderLen
+		m[r.h.FragmentOffset] = r.h.PartLen
 	}
 	return m
 }
@@ -91,7 +101,7 @@ func TestFragmentsWithoutAVerdictDoNotPass(t *testing.T) {
 		if got := server.got(); len(got) != 0 {
 			t.Errorf("arrived: %v", got)
 		}
-		client.expect(fmt.Sprintf("icmp %s>%s 3/3", client.cell.subnet.Addr(), client.addr))
+		client.expect(client.refused(client.cell))
 
 		// Behind a cut the rest of a datagram does not pass.
 		parts := cutUp(packettest.UDP(client.at(9), server.at(53), make([]byte, 3000)), 2, 1424)
@@ -118,9 +128,15 @@ func TestFragmentsWithoutAVerdictDoNotPass(t *testing.T) {
 func TestFragmentsThatOverlapEndTheDatagram(t *testing.T) {
 	fragmentPair(t, func(t *testing.T, w *world, client, server *container) {
 		parts := cutUp(packettest.UDP(client.at(9), server.at(53), make([]byte, 3000)), 1, 1424)
-		overlap := packettest.IPv4{Src: client.addr, Dst: server.addr, Proto: 17, ID: 1, Offset: 1416, MoreFragments: true, Payload: make([]byte, 800)}.Bytes()
+		overlap := packettest.IPv4{Proto: 17, ID: 1, Offset: 1416, MoreFragments: true, Payload: make([]byte, 800)}
+		overlap6 := packettest.IPv6{Src: client.addr, Dst: server.addr, First: 44, Extensions: packettest.Fragment6(17, 1416, true, 1<<16|1), Payload: make([]byte, 800)}
 		client.send(parts[0])
-		client.send(overlap)
+		if client.addr.Is6() {
+			client.send(overlap6.Bytes())
+		} else {
+			overlap.Src, overlap.Dst = client.addr, server.addr
+			client.send(overlap.Bytes())
+		}
 		client.send(parts[1])
 		client.send(parts[2])
 		if got := server.got(); len(got) != 1 {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 
+	"tulle/overlay/fib"
 	"tulle/overlay/packet"
 	"tulle/overlay/packet/packettest"
 )
@@ -39,14 +40,14 @@ func mayReach(r received, client, server *container) bool {
 	h := &r.h
 	switch {
 	case h.FragmentOffset != 0:
-		return h.Src == client.addr && (h.Proto == packet.ProtoUDP || h.Proto == packet.ProtoTCP)
-	case h.Src != client.addr || h.Dst != server.addr:
+		return fib.Name(h.Src) == client.addr && (h.IPv6 || h.Proto == packet.ProtoUDP || h.Proto == packet.ProtoTCP)
+	case fib.Name(h.Src) != client.addr || fib.Name(h.Dst) != server.addr:
 		return false
 	case h.Proto == packet.ProtoTCP:
 		return h.DstPort == 80
 	case h.Proto == packet.ProtoUDP:
 		return h.DstPort == 53
-	case h.Proto == packet.ProtoICMP:
+	case h.Proto == packet.ProtoICMP, h.Proto == packet.ProtoICMPv6:
 		return h.IsICMPError() // about a flow that an earlier packet of the input began
 	}
 	return false
@@ -98,6 +99,19 @@ func FuzzEgress(f *testing.F) {
 		f.Add(join(append(sup, packettest.TCP(client.at(1), to.at(80), fACK, 1, 1, make([]byte, 1000))...)))
 		f.Add(join(with(packettest.ICMP(client.addr, to.addr, 3, 3, 0, packettest.UDP(to.at(53), client.at(1), nil)))))
 	}
+	for _, to := range []*container{server, far} {
+		c, s := twin(client.at(1)), twin(to.at(53))
+		f.Add(join(with(packettest.UDP(c, s, []byte("x"))), with(packettest.TCP(c, twin(to.at(80)), fSYN, 1, 0, nil))))
+		var parts [][]byte
+		for _, p := range cutUp(packettest.UDP(c, s, make([]byte, 300)), 1, 120) {
+			parts = append(parts, with(p))
+		}
+		f.Add(join(parts[1], parts[0], parts[2]))
+		f.Add(join(with(packettest.IPv6{Src: c.Addr(), Dst: s.Addr(), Proto: 17, First: 60, Extensions: []byte{17, 0, 1, 4, 0, 0, 0, 0}, Payload: packettest.UDP(c, s, nil)[40:]}.Bytes())))
+		sup := make([]byte, packet.VirtioLen)
+		packet.Virtio{Flags: packet.VirtioNeedsChecksum, GSOType: packet.GSOTCPv6, GSOSize: 100, CsumStart: 40, CsumOffset: 16}.Encode(sup)
+		f.Add(join(append(sup, packettest.TCP(c, twin(to.at(80)), fACK, 1, 1, make([]byte, 1000))...)))
+	}
 	f.Add(join(with(packettest.UDP(client.at(1), addrPort("169.254.0.2:53"), []byte("query")))))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		world.t = t
@@ -131,6 +145,7 @@ func FuzzIngress(f *testing.F) {
 	}
 	f.Add(join(parts...))
 	f.Add(join(parts[1], parts[2], parts[0]))
+	f.Add(join(sealed(b, 1, packettest.UDP(twin(client.at(1)), twin(far.at(53)), nil)), sealed(b, 1, packettest.TCP(twin(client.at(1)), twin(far.at(80)), fSYN, 1, 0, nil))))
 	f.Add(join(sealed(b, 0, packettest.ICMP(client.cell.subnet.Addr(), far.addr, 3, 3, 0, packettest.UDP(far.at(53), client.at(1), nil)))))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		world.t = t

@@ -124,17 +124,17 @@ func (w *ingress) datagram(snap *fib.Snapshot, started bool, peer *fib.Peer, b [
 // sourceKnown reports whether the packet in w.h has a source that may be answered:
 // a container's, in the peer's lease.
 func (w *ingress) sourceKnown(peer *fib.Peer) bool {
-	return peer.Subnet.Contains(w.h.Src) && !isGateway(peer, w.h.Src)
+	return peer.Leases(w.h.Src) && !isGateway(peer, w.h.Src)
 }
 
 // carry takes a peer's packet to where it goes. Faults of the peer are silent
 // drops; so is all that comes from the peer itself and is not an error of ours.
 func (w *ingress) carry(snap *fib.Snapshot, peer *fib.Peer, p []byte, tag policy.Tag) Reason {
 	h := &w.h
-	if !peer.Subnet.Contains(h.Src) {
+	if !peer.Leases(h.Src) {
 		return OutsideLease
 	}
-	if !w.p.self.Contains(h.Dst) {
+	if !snap.Own(h.Dst) {
 		return NotOurs
 	}
 	src, r := w.identify(snap, peer, tag)
@@ -143,12 +143,12 @@ func (w *ingress) carry(snap *fib.Snapshot, peer *fib.Peer, p []byte, tag policy
 	}
 	local := snap.Local(h.Dst)
 	if isGateway(peer, h.Src) {
-		if h.Dst == w.p.gateway {
+		if h.Dst == w.p.gateway { // probes are IPv4's
 			return w.p.probes.fromPeer(peer, p, h)
 		}
 		return w.fromGateway(snap, peer, local, p)
 	}
-	if h.Dst == w.p.gateway {
+	if fib.Name(h.Dst) == w.p.gateway {
 		return CellAddress
 	}
 	if local == nil {
@@ -165,7 +165,7 @@ func (w *ingress) carry(snap *fib.Snapshot, peer *fib.Peer, p []byte, tag policy
 	case packet.ProtoTCP, packet.ProtoUDP:
 		dst := localEnd(local)
 		r = w.judge(snap, &src, &dst, peer.ID)
-	case packet.ProtoICMP:
+	case packet.ProtoICMP, packet.ProtoICMPv6:
 		r = w.judgeICMP(p, snap, peer)
 	default:
 		r = NotAllowedProtocol

@@ -14,7 +14,7 @@ import (
 
 // sealed is the frame of p from one cell to another.
 func sealed(to *testCell, tag policy.Tag, p []byte, change ...func(*vxlan.Frame)) []byte {
-	f := vxlan.Frame{GroupID: uint16(tag), VNI: 1, DstMAC: vxlan.MACFor(to.subnet.Addr()), SrcMAC: vxlan.MAC{2}}
+	f := vxlan.Frame{GroupID: uint16(tag), VNI: 1, DstMAC: vxlan.MACFor(to.subnet.Addr()), SrcMAC: vxlan.MAC{2}, IPv6: len(p) > 0 && p[0]>>4 == 6}
 	for _, c := range change {
 		c(&f)
 	}

@@ -79,6 +79,9 @@ type model struct {
 	who   map[netip.Addr]*container
 }
 
+// at is who has an address, of either family: a container's two are one name.
+func (m *model) at(a netip.AddrPort) *container { return m.who[fib.Name(a.Addr())] }
+
 func (m *modelCell) allows(from, to policy.AppID, proto uint8, port uint16) bool {
 	for r := range m.rules {
 		if r.Src == tags[from] && r.Dst == tags[to] && uint8(r.Protocol) == proto && r.Ports.Contains(port) {
@@ -93,8 +96,8 @@ func (m *model) find(c *modelCell, src, dst netip.AddrPort, proto uint8) (*model
 	kept := c.flows[:0]
 	for _, f := range c.flows {
 		if m.now-f.seen <= f.life() && c.allows(f.fromApp, f.toApp, f.proto, f.to.Port()) &&
-			m.who[f.from.Addr()] != nil && m.who[f.from.Addr()].incarnation == f.fromInc &&
-			m.who[f.to.Addr()] != nil && m.who[f.to.Addr()].incarnation == f.toInc {
+			m.at(f.from) != nil && m.at(f.from).incarnation == f.fromInc &&
+			m.at(f.to) != nil && m.at(f.to).incarnation == f.toInc {
 			kept = append(kept, f)
 		}
 	}
@@ -112,7 +115,7 @@ func (m *model) find(c *modelCell, src, dst netip.AddrPort, proto uint8) (*model
 
 // judge is one cell's verdict about a packet of a known app.
 func (m *model) judge(c *modelCell, src, dst netip.AddrPort, proto, flags uint8) bool {
-	from, to := m.who[src.Addr()], m.who[dst.Addr()]
+	from, to := m.at(src), m.at(dst)
 	tcp := proto == 6
 	opens := tcp && flags&fSYN != 0 && flags&fACK == 0
 	f, back := m.find(c, src, dst, proto)
@@ -171,7 +174,7 @@ func (m *model) cut(tc *testCell, gone func(*modelFlow) bool) {
 		if f.proto != 6 || f.over() || m.now-f.seen > f.life() {
 			continue
 		}
-		from, to := m.who[f.from.Addr()], m.who[f.to.Addr()]
+		from, to := m.at(f.from), m.at(f.to)
 		if from != nil && from.cell != tc {
 			m.reset(m.cells[from.cell], f.to, f.from)
 		}
@@ -247,7 +250,9 @@ func compareWithModel(t *testing.T, seed uint64, steps int) {
 					c.fib.Update(func(b *fib.Builder) { b.DeleteRemote(old.addr) })
 					c.path.CutEndpoint(old.addr, old.incarnation)
 				}
-				m.cut(c, func(f *modelFlow) bool { return f.from.Addr() == old.addr || f.to.Addr() == old.addr })
+				m.cut(c, func(f *modelFlow) bool {
+					return fib.Name(f.from.Addr()) == old.addr || fib.Name(f.to.Addr()) == old.addr
+				})
 			}
 			w.pump()
 			incarnation++
@@ -264,6 +269,9 @@ func compareWithModel(t *testing.T, seed uint64, steps int) {
 				continue
 			}
 			s, d := src.at(uint16(1+rnd.IntN(3))), dst.at(uint16(1+rnd.IntN(3)))
+			if rnd.IntN(2) == 0 {
+				s, d = twin(s), twin(d)
+			}
 			for _, k := range all {
 				k.got()
 			}
@@ -316,3 +324,6 @@ func compareWithModel(t *testing.T, seed uint64, steps int) {
 		}
 	}
 }
+
+// twin is the IPv6 one of an address.
+func twin(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(fib.Twin(a.Addr()), a.Port()) }

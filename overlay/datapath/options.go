@@ -24,6 +24,8 @@ type Options struct {
 	MTU int
 	// Conn is the VXLAN socket. The Path closes it.
 	Conn udp.Conn
+	// IPv4Only drops IPv6, which otherwise containers have at their addresses' twins.
+	IPv4Only bool
 	// Tunnel carries frames to and from the peers of mode WireGuard. The daemon makes
 	// it with Path.FromTunnel as its receiver, before or after, and closes it before
 	// the Path. nil: this cell has no such peers.

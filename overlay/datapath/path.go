@@ -40,6 +40,8 @@ type Path struct {
 	vni      uint32
 	mac      vxlan.MAC
 	gateway  netip.Addr // the cell's own overlay address
+	gateway6 netip.Addr // and its twin
+	only4    bool
 	self     netip.Prefix
 
 	resolver     func(*fib.Local, netip.AddrPort, []byte)
@@ -91,7 +93,7 @@ func New(o Options) (*Path, error) {
 	p := &Path{
 		fib: o.FIB, policies: o.Policies, reach: o.Reach, flows: flow.New(o.Limits.Flow),
 		conn: o.Conn, tunnel: o.Tunnel, log: o.Log, limits: o.Limits, mtu: o.MTU, vni: o.VNI,
-		self: snap.Self(), gateway: snap.Gateway(), mac: vxlan.MACFor(snap.Gateway()),
+		self: snap.Self(), gateway: snap.Gateway(), gateway6: fib.Twin(snap.Gateway()), only4: o.IPv4Only, mac: vxlan.MACFor(snap.Gateway()),
 		resolver: o.Resolver, resolverAddr: o.ResolverAddr, outside: o.Outside,
 		attached: make(map[netip.Addr]*endpoint),
 		stop:     make(chan struct{}),

@@ -4,22 +4,44 @@ import (
 	"fmt"
 	"testing"
 
+	"tulle/overlay/fib"
 	"tulle/overlay/packet"
 	"tulle/overlay/packet/packettest"
 )
 
 // pairs runs a test with client and server on one cell and on two.
+// It does so over both families.
 func pairs(t *testing.T, f func(t *testing.T, w *world, client, server *container)) {
+	t.Run("IPv4", func(t *testing.T) { pairsOf(t, false, f) })
+	t.Run("IPv6", func(t *testing.T) { pairsOf(t, true, f) })
+}
+
+// pairs4 is pairs over IPv4 alone.
+func pairs4(t *testing.T, f func(t *testing.T, w *world, client, server *container)) {
+	pairsOf(t, false, f)
+}
+
+func pairsOf(t *testing.T, v6 bool, f func(t *testing.T, w *world, client, server *container)) {
 	t.Run("same cell", func(t *testing.T) {
 		w := newWorld(t)
+		w.v6 = v6
 		c := w.cell(1)
 		f(t, w, c.container("web", 2), c.container("db", 3))
 	})
 	t.Run("across cells", func(t *testing.T) {
 		w := newWorld(t)
+		w.v6 = v6
 		a, b := w.cell(1), w.cell(2)
 		f(t, w, a.container("web", 2), b.container("db", 3))
 	})
+}
+
+// refused is the ICMP port unreachable that the cell sends the container.
+func (k *container) refused(by *testCell) string {
+	if k.addr.Is6() {
+		return fmt.Sprintf("icmp %s>%s 1/4", fib.Twin(by.subnet.Addr()), k.addr)
+	}
+	return fmt.Sprintf("icmp %s>%s 3/3", by.subnet.Addr(), k.addr)
 }
 
 func TestWithoutPolicyRefusedAtOnce(t *testing.T) {
@@ -31,7 +53,7 @@ func TestWithoutPolicyRefusedAtOnce(t *testing.T) {
 			t.Errorf("reset acknowledges %d, want 101", h.Ack)
 		}
 		client.send(packettest.UDP(client.at(4000), server.at(80), []byte("x")))
-		client.expect(fmt.Sprintf("icmp %s>%s 3/3", client.cell.subnet.Addr(), client.addr))
+		client.expect(client.refused(client.cell))
 		server.expect()
 		client.cell.dropped(before, NoPolicy, NoPolicy)
 		if n := client.cell.path.FlowCount(); n != 0 {
@@ -54,7 +76,7 @@ func TestPolicyLetsConnectionAndRepliesPass(t *testing.T) {
 		server.send(packettest.TCP(server.at(4000), client.at(85), fSYN, 1, 0, nil))
 		server.expect(fmt.Sprintf("tcp %s>%s RA", client.at(85), server.at(4000)))
 		client.send(packettest.UDP(client.at(4000), server.at(85), nil))
-		client.expect(fmt.Sprintf("icmp %s>%s 3/3", client.cell.subnet.Addr(), client.addr))
+		client.expect(client.refused(client.cell))
 		server.expect()
 	})
 }
@@ -63,7 +85,7 @@ func TestUDPRepliesPassByTheirFlowAlone(t *testing.T) {
 	pairs(t, func(t *testing.T, w *world, client, server *container) {
 		w.allow("web db udp 53")
 		server.send(packettest.UDP(server.at(53), client.at(4000), []byte("early")))
-		server.expect(fmt.Sprintf("icmp %s>%s 3/3", server.cell.subnet.Addr(), server.addr))
+		server.expect(server.refused(server.cell))
 		client.send(packettest.UDP(client.at(4000), server.at(53), []byte("q")))
 		server.expect(fmt.Sprintf("udp %s>%s", client.at(4000), server.at(53)))
 		server.send(packettest.UDP(server.at(53), client.at(4000), []byte("a")))
@@ -71,7 +93,7 @@ func TestUDPRepliesPassByTheirFlowAlone(t *testing.T) {
 		// Another port of the client's is another flow.
 		server.send(packettest.UDP(server.at(53), client.at(4001), []byte("a")))
 		client.expect()
-		server.expect(fmt.Sprintf("icmp %s>%s 3/3", server.cell.subnet.Addr(), server.addr))
+		server.expect(server.refused(server.cell))
 	})
 }
 
@@ -104,7 +126,11 @@ func TestEachCellIsAHop(t *testing.T) {
 		if client.cell != server.cell {
 			want = 62
 			w.tap = func(d *wire) bool {
-				if ttl := d.b[headroom+8]; ttl != 63 {
+				at := 8
+				if d.b[headroom]>>4 == 6 {
+					at = 7
+				}
+				if ttl := d.b[headroom+at]; ttl != 63 {
 					t.Errorf("TTL on the wire %d, want 63", ttl)
 				}
 				return true
@@ -117,10 +143,16 @@ func TestEachCellIsAHop(t *testing.T) {
 		}
 		client.cell.path.Tick(1)
 		dying := packettest.UDP(client.at(4000), server.at(53), nil)
+		exceeded := fmt.Sprintf("icmp %s>%s 11/0", client.cell.subnet.Addr(), client.addr)
 		dying[8] = 1
+		if client.addr.Is6() {
+			dying = packettest.UDP(client.at(4000), server.at(53), nil)
+			dying[7] = 1
+			exceeded = fmt.Sprintf("icmp %s>%s 3/0", fib.Twin(client.cell.subnet.Addr()), client.addr)
+		}
 		client.send(packettest.Fix(dying))
 		server.expect()
-		client.expect(fmt.Sprintf("icmp %s>%s 11/0", client.cell.subnet.Addr(), client.addr))
+		client.expect(exceeded)
 	})
 }
 
@@ -137,6 +169,9 @@ func TestSuperPacketStaysWholeHereAndIsSplitOnceForThere(t *testing.T) {
 		w.sent = 0
 		p := packettest.TCP(client.at(4000), server.at(80), fACK|fPSH, 101, 501, payload)
 		v := packet.Virtio{Flags: packet.VirtioNeedsChecksum, GSOType: packet.GSOTCPv4, HdrLen: 40, GSOSize: 1400, CsumStart: 20, CsumOffset: 16}
+		if client.addr.Is6() {
+			v.GSOType, v.CsumStart = packet.GSOTCPv6, 40
+		}
 		client.sendVirtio(v, p)
 		var stream []byte
 		got := server.got()
@@ -152,7 +187,11 @@ func TestSuperPacketStaysWholeHereAndIsSplitOnceForThere(t *testing.T) {
 			}
 			return
 		}
-		if frames != 43 || lengths[headroom+40+1400] != 42 {
+		headers := 40
+		if client.addr.Is6() {
+			headers = 60
+		}
+		if frames != 43 || lengths[headroom+headers+1400] != 42 {
 			t.Errorf("%d frames of lengths %v, want 43 equal ones but the last", frames, lengths)
 		}
 		if w.sent != 1 {
@@ -207,7 +246,7 @@ func TestSpoofedAndMisdirected(t *testing.T) {
 		{"error about nothing", packettest.ICMP(k.addr, far.addr, 3, 3, 0, udp("10.255.2.3:80")), ICMPUnrelated, ""},
 		{"GRE", packettest.IPv4{Src: k.addr, Dst: far.addr, Proto: 47, Payload: make([]byte, 20)}.Bytes(), NotAllowedProtocol, icmpFrom(3)},
 		{"source route", options, SourceRoute, ""},
-		{"IPv6", append([]byte{0x60}, make([]byte, 39)...), NotIPv4, ""},
+		{"IP version 5", append([]byte{0x55}, make([]byte, 39)...), NotIP, ""},
 		{"short", []byte{0x45, 0}, BadPacket, ""},
 		{"empty", nil, BadPacket, ""},
 		{"RST without a flow", packettest.TCP(k.at(4000), far.at(81), fRST, 1, 0, nil), NoPolicy, ""},

@@ -10,7 +10,7 @@ const (
 	// Bytes.
 	BadVirtio
 	BadPacket
-	NotIPv4
+	NotIP
 	SourceRoute
 	TinyFragment
 	TTLExpired
@@ -66,8 +66,8 @@ var reasons = [NumReasons]struct{ name, explanation string }{
 	Passed:             {"passed", "The packet passed."},
 	BadVirtio:          {"bad_virtio", "The container asked for an offload that does not fit its packet."},
 	BadPacket:          {"bad_packet", "The packet's headers or lengths are broken."},
-	NotIPv4:            {"not_ipv4", "The packet is not IPv4; containers have no other address family."},
-	SourceRoute:        {"source_route", "The packet has a source route, which is never followed."},
+	NotIP:              {"not_ip", "The packet is not of an IP version that containers have here."},
+	SourceRoute:        {"source_route", "The packet has a source route or an IPv6 routing header, which is never followed."},
 	TinyFragment:       {"tiny_fragment", "A fragment hides its transport header, so no verdict about it is possible."},
 	TTLExpired:         {"ttl_expired", "The packet's time to live ended here."},
 	TooBig:             {"too_big", "The packet does not fit the path to the other cell."},
@@ -82,7 +82,7 @@ var reasons = [NumReasons]struct{ name, explanation string }{
 	NotStarted:         {"not_started", "The frame came before this cell's first policy table was published."},
 	UnknownPeer:        {"unknown_peer", "The frame came from an underlay address that is no peer's."},
 	WrongMode:          {"wrong_mode", "The frame came in another tunnel mode than the control plane gave this peer."},
-	BadFrame:           {"bad_frame", "The datagram is not a VXLAN frame with an IPv4 packet inside."},
+	BadFrame:           {"bad_frame", "The datagram is not a VXLAN frame with an IP packet of its kind inside."},
 	WrongVNI:           {"wrong_vni", "The frame belongs to another VXLAN network."},
 	WrongMAC:           {"wrong_mac", "The frame is addressed to another tunnel endpoint."},
 	Congested:          {"congested", "The network marked the frame for congestion, and the sender of the packet in it does not understand such marks."},

@@ -13,7 +13,7 @@ import (
 
 // seal sends the packet behind the headroom of b to a peer. b is rewritten.
 func (w *worker) seal(peer *fib.Peer, tag policy.Tag, b []byte) Reason {
-	w.header(peer, tag)
+	w.header(peer, tag, b[headroom:])
 	w.frame.Encode(b)
 	return w.send(peer, b, 0, packet.ECNOf(b[headroom:]))
 }
@@ -21,7 +21,7 @@ func (w *worker) seal(peer *fib.Peer, tag policy.Tag, b []byte) Reason {
 // sealSegments splits the super-packet p, parsed and checked into w.h and w.v,
 // straight into frames of equal length and sends them, as many as one call takes.
 func (w *worker) sealSegments(peer *fib.Peer, tag policy.Tag, p []byte) Reason {
-	w.header(peer, tag)
+	w.header(peer, tag, p)
 	n := packet.Segments(&w.h, &w.v)
 	each := headroom + w.h.HeaderLen + w.h.L4Len + min(int(w.v.GSOSize), w.h.PayloadLen)
 	ecn := packet.ECNOf(p)
@@ -47,7 +47,7 @@ func (w *worker) sealSegments(peer *fib.Peer, tag policy.Tag, p []byte) Reason {
 // sealFragments sends the packet p, longer than mtu, in fragments.
 func (w *worker) sealFragments(peer *fib.Peer, tag policy.Tag, p []byte, mtu int) Reason {
 	packet.CompleteChecksum(p, &w.h, &w.v)
-	w.header(peer, tag)
+	w.header(peer, tag, p)
 	ecn := packet.ECNOf(p)
 	for at := 0; at < len(p)-w.h.HeaderLen; {
 		n, next := packet.Fragment(w.frames[headroom:], p, &w.h, mtu, at)
@@ -93,14 +93,14 @@ func (w *worker) send(peer *fib.Peer, b []byte, segment int, ecn packet.ECN) Rea
 	}
 }
 
-// header fills w.frame for a peer.
-func (w *worker) header(peer *fib.Peer, tag policy.Tag) {
+// header fills w.frame for a peer's packet.
+func (w *worker) header(peer *fib.Peer, tag policy.Tag, p []byte) {
 	if tag > policy.MaxTag {
 		tag = policy.NoTag
 	}
 	w.frame = vxlan.Frame{
 		GroupID: uint16(tag), VNI: w.p.vni,
-		DstMAC: vxlan.MACFor(peer.Gateway()), SrcMAC: w.p.mac,
+		DstMAC: vxlan.MACFor(peer.Gateway()), SrcMAC: w.p.mac, IPv6: p[0]>>4 == 6,
 	}
 }
 
@@ -122,8 +122,11 @@ func (w *worker) open(peer *fib.Peer, mode fib.Mode, b []byte) ([]byte, policy.T
 	case w.frame.DstMAC != w.p.mac:
 		return nil, 0, WrongMAC
 	}
-	if r := parse(inner, &w.h); r != Passed {
+	if r := w.parse(inner); r != Passed {
 		return nil, 0, r
+	}
+	if w.h.IPv6 != w.frame.IPv6 || w.h.IPv6 && peer.Kind == fib.Silk {
+		return nil, 0, BadFrame
 	}
 	// What lies behind the packet is Ethernet's padding.
 	return inner[:w.h.TotalLen], policy.Tag(w.frame.GroupID), Passed

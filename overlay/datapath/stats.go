@@ -4,7 +4,7 @@ import "sync/atomic"
 
 // counters are one goroutine's; others read them.
 type counters struct {
-	packets, bytes atomic.Uint64 // passed, as IPv4 packets or super-packets
+	packets, bytes atomic.Uint64 // passed, as IP packets or super-packets
 	answers        atomic.Uint64
 	limited        atomic.Uint64 // answers not sent
 	drops          [NumReasons]atomic.Uint64
@@ -29,7 +29,7 @@ func (c *counters) addTo(s *Traffic) {
 
 // Traffic counts one direction since the Path was made.
 type Traffic struct {
-	// Packets and Bytes that passed, IPv4 header included; a super-packet, or
+	// Packets and Bytes that passed, IP header included; a super-packet, or
 	// segments joined into one, is one packet.
 	Packets, Bytes uint64
 	// Drops by reason.

@@ -211,7 +211,7 @@ func (w *worker) denied(src *end) Reason {
 // cell that must be the flow's end: the receiver, or the sender.
 func (w *worker) judgeICMP(p []byte, snap *fib.Snapshot, peer *fib.Peer) Reason {
 	h, q := &w.h, &w.quoted
-	if !h.IsICMPError() || h.ICMPType == icmpRedirect || h.ICMPType == icmpSourceQuench {
+	if !h.IsICMPError() || !h.IPv6 && (h.ICMPType == icmpRedirect || h.ICMPType == icmpSourceQuench) {
 		return ICMPDenied
 	}
 	if packet.ParseQuoted(p, h, q) != nil || q.FragmentOffset != 0 || q.Src != h.Dst ||
@@ -278,5 +278,5 @@ func incarnation(snap *fib.Snapshot, addr netip.Addr) uint64 {
 // isGateway reports whether addr is a peer's own address. A lease of one address
 // has none: the address is what lives there (silk's routers).
 func isGateway(peer *fib.Peer, addr netip.Addr) bool {
-	return peer.Subnet.Bits() < 32 && peer.Gateway() == addr
+	return peer.Subnet.Bits() < 32 && peer.Gateway() == fib.Name(addr)
 }

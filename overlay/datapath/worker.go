@@ -64,12 +64,21 @@ func written(err error) Reason {
 	}
 }
 
+// parse reads a packet's headers into w.h.
+func (w *worker) parse(b []byte) Reason {
+	r := parse(b, &w.h)
+	if r == Passed && w.h.IPv6 && w.p.only4 {
+		return NotIP
+	}
+	return r
+}
+
 // parse is packet.Parse with the error as a reason.
 func parse(b []byte, h *packet.Header) Reason {
 	switch err := packet.Parse(b, h); err {
 	case nil:
 	case packet.ErrVersion:
-		return NotIPv4
+		return NotIP
 	case packet.ErrFragment:
 		return TinyFragment
 	case packet.ErrTransport:

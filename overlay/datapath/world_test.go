@@ -27,7 +27,8 @@ type world struct {
 	queue []wire
 	// tap sees every datagram between cells; false: it is lost.
 	tap  func(*wire) bool
-	sent int // calls of Send
+	sent int  // calls of Send
+	v6   bool // containers are called by their IPv6 addresses
 }
 
 // wire is one datagram on its way.
@@ -184,6 +185,9 @@ func (c *testCell) containerAt(app policy.AppID, host byte, incarnation uint64) 
 		c.w.t.Fatal(err)
 	}
 	k.ep = c.path.attached[addr]
+	if c.w.v6 {
+		k.addr = fib.Twin(addr)
+	}
 	for _, other := range c.w.cells {
 		if other != c && tags[app] != policy.NoTag {
 			other.fib.Update(func(b *fib.Builder) {
@@ -334,10 +338,10 @@ func (r received) String() string {
 	case h.FragmentOffset != 0:
 		return fmt.Sprintf("fragment %s>%s @%d", h.Src, h.Dst, h.FragmentOffset)
 	case h.Proto == packet.ProtoTCP:
-		return fmt.Sprintf("tcp %s:%d>%s:%d %s", h.Src, h.SrcPort, h.Dst, h.DstPort, flagNames(h.TCPFlags))
+		return fmt.Sprintf("tcp %s>%s %s", netip.AddrPortFrom(h.Src, h.SrcPort), netip.AddrPortFrom(h.Dst, h.DstPort), flagNames(h.TCPFlags))
 	case h.Proto == packet.ProtoUDP:
-		return fmt.Sprintf("udp %s:%d>%s:%d", h.Src, h.SrcPort, h.Dst, h.DstPort)
-	case h.Proto == packet.ProtoICMP:
+		return fmt.Sprintf("udp %s>%s", netip.AddrPortFrom(h.Src, h.SrcPort), netip.AddrPortFrom(h.Dst, h.DstPort))
+	case h.Proto == packet.ProtoICMP, h.Proto == packet.ProtoICMPv6:
 		return fmt.Sprintf("icmp %s>%s %d/%d", h.Src, h.Dst, h.ICMPType, h.ICMPCode)
 	}
 	return fmt.Sprintf("ip %s>%s %d", h.Src, h.Dst, h.Proto)

@@ -49,10 +49,18 @@ func (s *Snapshot) Self() netip.Prefix { return s.self }
 // Gateway is this cell's own address, the base of its lease.
 func (s *Snapshot) Gateway() netip.Addr { return s.self.Addr() }
 
-// Lookup says what is known of an overlay address: the container of this cell,
+// Inside says whether an address, or the IPv4 address that it is the twin of, is the
+// overlay network's.
+func (s *Snapshot) Inside(addr netip.Addr) bool { return s.overlay.Contains(Name(addr)) }
+
+// Own says whether it lies in this cell's own lease.
+func (s *Snapshot) Own(addr netip.Addr) bool { return s.self.Contains(Name(addr)) }
+
+// Lookup says what is known of an overlay address, of either family: the container of this cell,
 // or the container of another, and the peer whose lease holds the address. What
 // is not known is nil; of an address in a peer's lease the peer is always told.
 func (s *Snapshot) Lookup(addr netip.Addr) (*Local, *Remote, *Peer) {
+	addr = Name(addr)
 	if !s.overlay.Contains(addr) {
 		return nil, nil, nil
 	}

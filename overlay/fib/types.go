@@ -103,3 +103,6 @@ type Link struct {
 // Gateway is the cell's own address, the base of its lease, from which its
 // ICMP errors come.
 func (p *Peer) Gateway() netip.Addr { return p.Subnet.Addr() }
+
+// Leases says whether an address of either family lies in the peer's lease.
+func (p *Peer) Leases(addr netip.Addr) bool { return p.Subnet.Contains(Name(addr)) }

@@ -17,7 +17,9 @@ import (
 type Device struct {
 	Name    string
 	Address netip.Prefix // the endpoint's, a /32
-	MTU     int
+	// Address6 is its IPv6 address, a /128; if it is not valid, IPv6 is off.
+	Address6 netip.Prefix
+	MTU      int
 }
 
 // maxSegments is how many segments the container's stack may put into one
@@ -31,14 +33,16 @@ const addrGenModeNone = 1
 
 // Configure gives the device its address and MTU, takes it up, and makes it the
 // default route (scope link: behind a TUN there is no neighbour to resolve).
-// IPv6 is off on it: endpoints have none yet, and the host's autoconfiguration
-// would send packets that are nobody's. Configuring again changes nothing.
+// IPv6 has the one address, if any, and a route to its network, the overlay's; or it
+// is off. The host's autoconfiguration is off in any case: it would send packets that
+// are nobody's. Where IPv6 cannot be had, because this kernel has none or a runtime
+// turned it off in this namespace, there is none. Configuring again changes nothing.
 func Configure(d Device) error {
 	link, err := netlink.LinkByName(d.Name)
 	if err != nil {
 		return fmt.Errorf("find device %s: %w", d.Name, err)
 	}
-	if err := disableIPv6(link); err != nil {
+	if err := setIPv6(link, d.Address6.IsValid()); err != nil {
 		return err
 	}
 	if err := netlink.LinkSetMTU(link, d.MTU); err != nil {
@@ -62,7 +66,37 @@ func Configure(d Device) error {
 	if err := netlink.RouteReplace(route); err != nil {
 		return fmt.Errorf("default route through %s: %w", d.Name, err)
 	}
+	if d.Address6.IsValid() {
+		return configure6(link, d)
+	}
 	return nil
+}
+
+// networkBits6 is the length of the overlay's IPv6 network; see fib.Network6.
+const networkBits6 = 96
+
+// configure6 gives the device its IPv6 address, without the search for another that
+// has it: nobody else can. Beyond the overlay there is no route, so a connection there
+// fails at once and the caller takes IPv4.
+func configure6(link netlink.Link, d Device) error {
+	err := netlink.AddrReplace(link, &netlink.Addr{IPNet: ipNet(d.Address6), Flags: unix.IFA_F_NODAD})
+	if none6(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("give %s to %s: %w", d.Address6, d.Name, err)
+	}
+	network := netip.PrefixFrom(d.Address6.Addr(), networkBits6).Masked()
+	if err := netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(network)}); err != nil {
+		return fmt.Errorf("route to %s through %s: %w", network, d.Name, err)
+	}
+	return nil
+}
+
+// none6 says whether the error is the kernel's way of saying that it has no IPv6,
+// here or at all.
+func none6(err error) bool {
+	return errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP)
 }
 
 // Check says whether the device is there as Configure(d) left it; the error
@@ -116,19 +150,23 @@ func LoopbackUp() error {
 	return nil
 }
 
-// disableIPv6 does it twice over: the generation mode through netlink, which
-// works where /proc/sys is read-only, and the sysctl, which also refuses
-// addresses that someone adds later. Without IPv6 in the kernel there is
-// neither.
-func disableIPv6(link netlink.Link) error {
+// setIPv6 turns IPv6 on or off on the device, and its autoconfiguration off: the
+// generation mode through netlink, which works where /proc/sys is read-only, and the
+// sysctl, which also refuses addresses that someone adds later. Without IPv6 in the
+// kernel there is neither.
+func setIPv6(link netlink.Link, on bool) error {
 	name := link.Attrs().Name
+	value, word := []byte("1"), "off"
+	if on {
+		value, word = []byte("0"), "on"
+	}
 	if err := netlink.LinkSetIP6AddrGenMode(link, addrGenModeNone); err != nil &&
 		!errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("IPv6 autoconfiguration of %s off: %w", name, err)
 	}
-	err := os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", name, "disable_ipv6"), []byte("1"), 0)
+	err := os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", name, "disable_ipv6"), value, 0)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) && !errors.Is(err, unix.EROFS) {
-		return fmt.Errorf("IPv6 of %s off: %w", name, err)
+		return fmt.Errorf("IPv6 of %s %s: %w", name, word, err)
 	}
 	return nil
 }

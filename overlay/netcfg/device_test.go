@@ -104,6 +104,67 @@ func TestDeviceIsConfigured(t *testing.T) {
 	})
 }
 
+// With an IPv6 address the device has that one, at once, and a way to the overlay's
+// network and to nowhere else; nothing is sent by itself.
+func TestDeviceHasBothFamilies(t *testing.T) {
+	nstest.NeedTUN(t)
+	n := nstest.New(t)
+	file := n.TUN(t, "eth0", web.Address, web.MTU)
+	both := web
+	both.Address6 = netip.MustParsePrefix("fd74:756c:6c65::aff:703/128")
+	for range 2 {
+		must(t, n.Do(func() error { return netcfg.Configure(both) }))
+	}
+	must(t, n.Do(func() error {
+		if err := netcfg.Check(both); err != nil {
+			return err
+		}
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		addrs, err := netlink.AddrList(link, netlink.FAMILY_V6)
+		if err != nil {
+			return err
+		}
+		if len(addrs) != 1 || addrs[0].IPNet.String() != both.Address6.String() || addrs[0].Flags&unix.IFA_F_TENTATIVE != 0 {
+			t.Errorf("IPv6 addresses of eth0: %v", addrs)
+		}
+		c, err := net.Dial("udp6", "[fd74:756c:6c65::aff:809]:9")
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if from := c.LocalAddr().(*net.UDPAddr).AddrPort().Addr(); from != both.Address6.Addr() {
+			t.Errorf("sends from %s", from)
+		}
+		if _, err := net.Dial("udp6", "[2001:db8::1]:9"); !errors.Is(err, unix.ENETUNREACH) {
+			t.Errorf("the world over IPv6: %v", err)
+		}
+		_, err = c.Write([]byte("hello"))
+		return err
+	}))
+	must(t, file.SetReadDeadline(time.Now().Add(5*time.Second)))
+	buf := make([]byte, 65545)
+	got, err := file.Read(buf)
+	must(t, err)
+	if got != 10+40+8+5 || buf[10]>>4 != 6 || buf[16] != 17 {
+		t.Errorf("first packet: % x; the stack must not have sent any by itself", buf[:got])
+	}
+	// And off again.
+	must(t, n.Do(func() error { return netcfg.Configure(web) }))
+	must(t, n.Do(func() error {
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		if addrs, err := netlink.AddrList(link, netlink.FAMILY_V6); err != nil || len(addrs) != 0 {
+			t.Errorf("addresses left: %v, %v", addrs, err)
+		}
+		return nil
+	}))
+}
+
 func TestCheckNamesTheDifference(t *testing.T) {
 	n := nstest.New(t)
 	defer n.TUN(t, "eth0", web.Address, web.MTU).Close()

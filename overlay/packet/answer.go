@@ -23,15 +23,31 @@ const (
 	CodeProhibited      = 13 // communication administratively prohibited
 )
 
-// maxICMPError is the longest ICMP error: as much of the original packet as fits
-// is quoted (RFC 1812 section 4.3.2.3).
-const maxICMPError = 576
+// ICMPv6 types, RFC 4443. Errors are those below 128.
+const (
+	icmp6Unreachable      = 1
+	icmp6TooBig           = 2
+	icmp6TimeExceeded     = 3
+	icmp6ParameterProblem = 4
+	icmp6Info             = 128
+)
+
+// codes6 are the codes of destination unreachable in ICMPv6's words (RFC 7915 section
+// 4.2): no route, address unreachable, administratively prohibited, port unreachable.
+var codes6 = map[uint8]uint8{CodeNetUnreachable: 0, CodeHostUnreachable: 3, CodeProhibited: 1, CodePortUnreachable: 4}
+
+// maxICMPError is the longest ICMP error, of IPv4 and IPv6: as much of the original
+// packet as fits is quoted (RFC 1812 section 4.3.2.3, RFC 4443 section 2.4).
+const (
+	maxICMPError  = 576
+	maxICMP6Error = 1280
+)
 
 // answerTTL is the time to live of packets made here.
 const answerTTL = 64
 
 // MaxAnswer is the most any Append function but AppendUDP appends, in bytes.
-const MaxAnswer = maxICMPError
+const MaxAnswer = maxICMP6Error
 
 // AppendReset appends the RST that answers the TCP segment p, as from a closed
 // port (RFC 9293 section 3.10.7.1): with the sequence number that the sender
@@ -51,7 +67,7 @@ func AppendReset(dst, p []byte, h *Header) []byte {
 // AppendResetTo appends a RST with ACK from src:sport to to:dport that ends a
 // connection whose state is known: seq is exactly the next sequence number that
 // the receiver expects (others are challenged, RFC 5961 section 3), ack the next
-// that its peer expects of it. Both addresses are IPv4.
+// that its peer expects of it. Both addresses are of one family.
 func AppendResetTo(dst []byte, src, to netip.Addr, sport, dport uint16, seq, ack uint32) []byte {
 	return appendTCP(dst, src, to, sport, dport, seq, ack, FlagRST|FlagACK)
 }
@@ -61,61 +77,105 @@ func AppendResetTo(dst []byte, src, to netip.Addr, sport, dport uint16, seq, ack
 // from or to no single host are never answered (RFC 1812 section 4.3.2.7): dst
 // comes back as it was.
 func AppendUnreachable(dst []byte, from netip.Addr, code uint8, p []byte, h *Header) []byte {
+	if h.IPv6 {
+		return appendICMPError(dst, from, icmp6Unreachable, codes6[code], 0, p, h)
+	}
 	return appendICMPError(dst, from, icmpUnreachable, code, 0, p, h)
 }
 
-// AppendTooBig appends the ICMP "fragmentation needed and DF set" that answers p
-// and names mtu, the largest whole IPv4 packet that fits (RFC 1191 section 4).
+// AppendTooBig appends the ICMP "fragmentation needed and DF set", or ICMPv6's
+// "packet too big", that answers p and names mtu, the largest whole packet that fits
+// (RFC 1191 section 4, RFC 4443 section 3.2).
 func AppendTooBig(dst []byte, from netip.Addr, mtu uint16, p []byte, h *Header) []byte {
+	if h.IPv6 {
+		return appendICMPError(dst, from, icmp6TooBig, 0, uint32(mtu), p, h)
+	}
 	return appendICMPError(dst, from, icmpUnreachable, codeFragmentNeeded, uint32(mtu), p, h)
 }
 
 // AppendTimeExceeded appends the ICMP "time to live exceeded in transit" that
 // answers p.
 func AppendTimeExceeded(dst []byte, from netip.Addr, p []byte, h *Header) []byte {
+	if h.IPv6 {
+		return appendICMPError(dst, from, icmp6TimeExceeded, 0, 0, p, h)
+	}
 	return appendICMPError(dst, from, icmpTimeExceeded, 0, 0, p, h)
 }
 
 // AppendUDP appends a UDP packet of its own, not an answer to another's bytes.
-// Both addresses are IPv4; payload is at most 65,507 bytes.
+// Both addresses are of one family; payload is at most 65,487 bytes.
 func AppendUDP(dst []byte, from, to netip.AddrPort, payload []byte) []byte {
-	dst, p := appendIPv4(dst, from.Addr(), to.Addr(), ProtoUDP, 0, UDPHeaderLen+len(payload))
-	l4 := p[IPv4HeaderLen:]
+	dst, p, l4 := appendIP(dst, from.Addr(), to.Addr(), ProtoUDP, 0, UDPHeaderLen+len(payload))
 	binary.BigEndian.PutUint16(l4[0:2], from.Port())
 	binary.BigEndian.PutUint16(l4[2:4], to.Port())
 	binary.BigEndian.PutUint16(l4[4:6], uint16(len(l4)))
 	copy(l4[UDPHeaderLen:], payload)
-	setTransportChecksum(p, IPv4HeaderLen, udpChecksumAt)
+	setTransportChecksum(p, len(p)-len(l4), ProtoUDP)
 	return dst
 }
 
 func appendTCP(dst []byte, src, to netip.Addr, sport, dport uint16, seq, ack uint32, flags uint8) []byte {
-	dst, p := appendIPv4(dst, src, to, ProtoTCP, 0, TCPHeaderLen)
-	l4 := p[IPv4HeaderLen:]
+	dst, p, l4 := appendIP(dst, src, to, ProtoTCP, 0, TCPHeaderLen)
 	binary.BigEndian.PutUint16(l4[0:2], sport)
 	binary.BigEndian.PutUint16(l4[2:4], dport)
 	binary.BigEndian.PutUint32(l4[4:8], seq)
 	binary.BigEndian.PutUint32(l4[8:12], ack)
 	l4[12] = TCPHeaderLen / 4 << 4
 	l4[13] = flags
-	setTransportChecksum(p, IPv4HeaderLen, tcpChecksumAt)
+	setTransportChecksum(p, len(p)-len(l4), ProtoTCP)
 	return dst
 }
 
 // appendICMPError builds the answer; rest is the second word of its header.
 func appendICMPError(dst []byte, from netip.Addr, typ, code uint8, rest uint32, p []byte, h *Header) []byte {
-	if h.FragmentOffset != 0 || !answerable(h) || h.Proto == ProtoICMP && !isICMPQuery(h.ICMPType) {
+	if h.FragmentOffset != 0 || !answerable(h) || h.Proto == ProtoICMP && !isICMPQuery(h.ICMPType) ||
+		h.Proto == ProtoICMPv6 && h.ICMPType < icmp6Info || from.Is4() == h.IPv6 {
 		return dst
 	}
-	quote := min(h.TotalLen, maxICMPError-IPv4HeaderLen-ICMPHeaderLen)
-	// Routers' errors have the precedence of internetwork control (RFC 1812
+	// IPv4 routers' errors have the precedence of internetwork control (RFC 1812
 	// section 4.3.2.5).
-	dst, b := appendIPv4(dst, from, h.Src, ProtoICMP, 0xc0, ICMPHeaderLen+quote)
-	l4 := b[IPv4HeaderLen:]
+	quote, proto, tos := min(h.TotalLen, maxICMPError-IPv4HeaderLen-ICMPHeaderLen), uint8(ProtoICMP), uint8(0xc0)
+	if h.IPv6 {
+		quote, proto, tos = min(h.TotalLen, maxICMP6Error-IPv6HeaderLen-ICMPHeaderLen), ProtoICMPv6, 0
+	}
+	dst, b, l4 := appendIP(dst, from, h.Src, proto, tos, ICMPHeaderLen+quote)
 	l4[0], l4[1] = typ, code
 	binary.BigEndian.PutUint32(l4[4:8], rest)
 	copy(l4[ICMPHeaderLen:], p[:quote])
-	binary.BigEndian.PutUint16(l4[icmpChecksumAt:], ^fold(sum(l4, 0)))
+	if h.IPv6 {
+		setTransportChecksum(b, IPv6HeaderLen, ProtoICMPv6)
+	} else {
+		binary.BigEndian.PutUint16(l4[icmpChecksumAt:], ^fold(sum(l4, 0)))
+	}
+	return dst
+}
+
+// appendIP grows dst by a packet of the addresses' family with length zero bytes
+// behind its header, and returns dst, the packet in it, and those bytes.
+func appendIP(dst []byte, src, to netip.Addr, proto, tos uint8, length int) (grown, p, l4 []byte) {
+	if src.Is4() {
+		grown, p = appendIPv4(dst, src, to, proto, tos, length)
+		return grown, p, p[IPv4HeaderLen:]
+	}
+	at := len(dst)
+	grown = appendZeroes(dst, IPv6HeaderLen+length)
+	p = grown[at:]
+	p[0], p[1] = 6<<4|tos>>4, tos<<4
+	binary.BigEndian.PutUint16(p[4:6], uint16(length))
+	p[6], p[7] = proto, answerTTL
+	s, d := src.As16(), to.As16()
+	copy(p[8:24], s[:])
+	copy(p[24:40], d[:])
+	return grown, p, p[IPv6HeaderLen:]
+}
+
+func appendZeroes(dst []byte, n int) []byte {
+	at := len(dst)
+	if cap(dst)-at < n {
+		return append(dst, make([]byte, n)...)
+	}
+	dst = dst[:at+n]
+	clear(dst[at:])
 	return dst
 }
 
@@ -125,12 +185,7 @@ func appendICMPError(dst []byte, from netip.Addr, typ, code uint8, rest uint32, 
 func appendIPv4(dst []byte, src, to netip.Addr, proto, tos uint8, length int) (grown, p []byte) {
 	at := len(dst)
 	n := IPv4HeaderLen + length
-	if cap(dst)-at >= n {
-		dst = dst[:at+n]
-		clear(dst[at:])
-	} else {
-		dst = append(dst, make([]byte, n)...)
-	}
+	dst = appendZeroes(dst, n)
 	p = dst[at:]
 	p[0] = 4<<4 | IPv4HeaderLen/4
 	p[1] = tos
@@ -151,6 +206,9 @@ func appendIPv4(dst []byte, src, to netip.Addr, proto, tos uint8, length int) (g
 func answerable(h *Header) bool { return singleHost(h.Src) && singleHost(h.Dst) }
 
 func singleHost(a netip.Addr) bool {
+	if a.Is6() {
+		return !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast()
+	}
 	b := a.As4()
 	return b[0] != 0 && b[0] != 127 && b[0] < 224
 }

@@ -84,14 +84,28 @@ func fold(acc uint64) uint16 {
 }
 
 // pseudo starts a TCP or UDP sum over the packet p with the pseudo header of
-// RFC 9293 section 3.1: both addresses, the protocol, and length, that of the
-// transport's header and payload.
-func pseudo(p []byte, length int) uint64 {
+// RFC 9293 section 3.1, or, of IPv6, of RFC 8200 section 8.1: both addresses, the
+// protocol, and length, that of the transport's header and payload.
+func pseudo(p []byte, proto uint8, length int) uint64 {
 	var tail [4]byte
-	tail[1] = p[9]
+	tail[1] = proto
 	binary.BigEndian.PutUint16(tail[2:4], uint16(length))
+	if p[0]>>4 == 6 {
+		return sum(p[8:40], uint64(binary.NativeEndian.Uint32(tail[:])))
+	}
 	acc, c := bits.Add64(binary.NativeEndian.Uint64(p[12:20]), uint64(binary.NativeEndian.Uint32(tail[:])), 0)
 	return acc + c
+}
+
+// checksumAt is where the checksum lies in a transport's header.
+func checksumAt(proto uint8) int {
+	switch proto {
+	case ProtoTCP:
+		return tcpChecksumAt
+	case ProtoUDP:
+		return udpChecksumAt
+	}
+	return icmpChecksumAt
 }
 
 // setIPv4Checksum writes the header checksum of p, whose header is n bytes long.
@@ -100,14 +114,14 @@ func setIPv4Checksum(p []byte, n int) {
 	binary.BigEndian.PutUint16(p[10:12], ^fold(sum(p[:n], 0)))
 }
 
-// setTransportChecksum writes the full checksum of the TCP or UDP segment
-// p[at:], whose field lies off behind at. UDP's 0 would mean none and is sent as
-// its twin 0xffff (RFC 768).
-func setTransportChecksum(p []byte, at, off int) {
-	field := p[at+off : at+off+2]
+// setTransportChecksum writes the full checksum of the TCP, UDP or ICMPv6 message
+// p[at:]. UDP's 0 would mean none and is sent as its twin 0xffff (RFC 768).
+func setTransportChecksum(p []byte, at int, proto uint8) {
+	field := p[at+checksumAt(proto):]
+	field = field[:2]
 	field[0], field[1] = 0, 0
-	s := ^fold(sum(p[at:], pseudo(p, len(p)-at)))
-	if s == 0 && p[9] == ProtoUDP {
+	s := ^fold(sum(p[at:], pseudo(p, proto, len(p)-at)))
+	if s == 0 && proto == ProtoUDP {
 		s = 0xffff
 	}
 	binary.BigEndian.PutUint16(field, s)
@@ -121,7 +135,7 @@ func CompleteChecksum(p []byte, h *Header, v *Virtio) {
 	if v.Flags&VirtioNeedsChecksum == 0 {
 		return
 	}
-	setTransportChecksum(p[:h.TotalLen], int(v.CsumStart), int(v.CsumOffset))
+	setTransportChecksum(p[:h.TotalLen], h.HeaderLen, h.Proto)
 	v.Flags &^= VirtioNeedsChecksum
 	v.CsumStart, v.CsumOffset = 0, 0
 }
@@ -135,27 +149,21 @@ func CompleteChecksum(p []byte, h *Header, v *Virtio) {
 // the buffer what is missing, a socket sees only the bytes. A right checksum that
 // happens to look so is completed to itself.
 func CompleteLeftover(p []byte, h *Header) bool {
-	at := tcpChecksumAt
-	switch {
-	case h.IsFragment():
-		return false
-	case h.Proto == ProtoUDP:
-		at = udpChecksumAt
-	case h.Proto != ProtoTCP:
+	if h.IsFragment() || h.Proto != ProtoTCP && h.Proto != ProtoUDP {
 		return false
 	}
 	length := h.L4Len + h.PayloadLen
-	field := p[h.HeaderLen+at:]
-	if binary.BigEndian.Uint16(field) != fold(pseudo(p, length)) {
+	field := p[h.HeaderLen+checksumAt(h.Proto):]
+	if binary.BigEndian.Uint16(field) != fold(pseudo(p, h.Proto, length)) {
 		return false
 	}
-	setTransportChecksum(p[:h.HeaderLen+length], h.HeaderLen, at)
+	setTransportChecksum(p[:h.HeaderLen+length], h.HeaderLen, h.Proto)
 	return true
 }
 
 // VerifyChecksum says whether the TCP, UDP or ICMP checksum of p is right. What
-// has none to verify counts as right: UDP without a checksum, fragments, other
-// protocols. A partial checksum is wrong: only for packets that came by wire.
+// has none to verify counts as right: UDP without a checksum over IPv4, fragments,
+// other protocols. A partial checksum is wrong: only for packets that came by wire.
 func VerifyChecksum(p []byte, h *Header) bool {
 	if h.IsFragment() {
 		return true
@@ -163,15 +171,17 @@ func VerifyChecksum(p []byte, h *Header) bool {
 	l4 := p[h.HeaderLen:h.TotalLen]
 	switch h.Proto {
 	case ProtoTCP:
-		return fold(sum(l4, pseudo(p, len(l4)))) == 0xffff
+		return fold(sum(l4, pseudo(p, h.Proto, len(l4)))) == 0xffff
 	case ProtoUDP:
 		if l4[udpChecksumAt] == 0 && l4[udpChecksumAt+1] == 0 {
-			return true
+			return !h.IPv6 // RFC 8200 section 8.1
 		}
 		l4 = l4[:h.L4Len+h.PayloadLen] // bytes behind UDP's own length are not UDP's
-		return fold(sum(l4, pseudo(p, len(l4)))) == 0xffff
+		return fold(sum(l4, pseudo(p, h.Proto, len(l4)))) == 0xffff
 	case ProtoICMP:
-		return fold(sum(l4, 0)) == 0xffff
+		return h.IPv6 || fold(sum(l4, 0)) == 0xffff
+	case ProtoICMPv6:
+		return !h.IPv6 || fold(sum(l4, pseudo(p, h.Proto, len(l4)))) == 0xffff
 	}
 	return true
 }

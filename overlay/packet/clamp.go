@@ -29,7 +29,7 @@ func ClampMSS(p []byte, h *Header, mtu int, partial bool) bool {
 	}
 	binary.BigEndian.PutUint16(field, uint16(most))
 	if !partial {
-		setTransportChecksum(p[:h.TotalLen], h.HeaderLen, tcpChecksumAt)
+		setTransportChecksum(p[:h.TotalLen], h.HeaderLen, ProtoTCP)
 	}
 	return true
 }

@@ -68,7 +68,7 @@ type group struct {
 	verified   bool   // first's checksum is known to be right
 	open       bool   // more may be joined
 	headers    uint16 // length of all headers
-	l4         uint16 // length of the IPv4 header
+	l4         uint16 // length of the IP header
 	size       uint16 // payload of first
 	id         uint16 // identification expected next
 	total      int    // bytes, headers once
@@ -134,7 +134,7 @@ func (c *Coalescer) start(p []byte, h *Header, open bool) int {
 	c.groups[n] = group{
 		first: p, head: none, tail: none, count: 1, open: open,
 		headers: uint16(h.HeaderLen + h.L4Len), l4: uint16(h.HeaderLen),
-		size: uint16(h.PayloadLen), id: h.ID + 1, total: len(p),
+		size: uint16(h.PayloadLen), id: uint16(h.ID) + 1, total: len(p),
 		seq: h.Seq + uint32(h.PayloadLen),
 	}
 	return n
@@ -143,7 +143,7 @@ func (c *Coalescer) start(p []byte, h *Header, open bool) int {
 // joinable says whether p may be a part of a super-packet, as the first or a
 // later one.
 func joinable(p []byte, h *Header) bool {
-	if h.HasOptions || h.MoreFragments || h.PayloadLen == 0 || p[6]&0x80 != 0 {
+	if h.HasOptions || h.MoreFragments || h.PayloadLen == 0 || !h.IPv6 && p[6]&0x80 != 0 {
 		return false
 	}
 	if h.Proto == ProtoTCP {
@@ -158,8 +158,8 @@ func joinable(p []byte, h *Header) bool {
 func (c *Coalescer) join(g *group, p []byte, h *Header) bool {
 	f := g.first
 	if h.HeaderLen+h.L4Len != int(g.headers) || h.PayloadLen > int(g.size) ||
-		g.total+h.PayloadLen > MaxLen || g.count == MaxFrames ||
-		p[1] != f[1] || p[8] != f[8] || p[6] != f[6] || !h.DontFragment && h.ID != g.id {
+		g.total+h.PayloadLen > MaxLen || g.count == MaxFrames || !sameHeader(f, p) ||
+		!h.DontFragment && uint16(h.ID) != g.id {
 		return false
 	}
 	if h.Proto == ProtoTCP {
@@ -174,13 +174,13 @@ func (c *Coalescer) join(g *group, p []byte, h *Header) bool {
 		}
 	}
 	if !g.verified {
-		if !verifyWhole(f, int(g.l4)) {
+		if !verifyWhole(f, int(g.l4), h.Proto) {
 			g.open = false
 			return false
 		}
 		g.verified = true
 	}
-	if !verifyWhole(p, h.HeaderLen) {
+	if !verifyWhole(p, h.HeaderLen, h.Proto) {
 		return false
 	}
 	n := int16(c.nAdds)
@@ -232,13 +232,22 @@ func (c *Coalescer) Pieces(i int) [][]byte {
 // of its first segment.
 func (c *Coalescer) finish(g *group, v *Virtio) {
 	p := g.first
-	binary.BigEndian.PutUint16(p[2:4], uint16(g.total))
-	setIPv4Checksum(p, int(g.l4))
+	proto := p[9]
+	v.GSOType = GSOTCPv4
+	if p[0]>>4 == 6 {
+		// Without extension headers: those are not joined.
+		proto = p[6]
+		v.GSOType = GSOTCPv6
+		binary.BigEndian.PutUint16(p[4:6], uint16(g.total-IPv6HeaderLen))
+	} else {
+		binary.BigEndian.PutUint16(p[2:4], uint16(g.total))
+		setIPv4Checksum(p, int(g.l4))
+	}
 	l4 := p[g.l4:]
 	length := g.total - int(g.l4)
 	var field []byte
-	if p[9] == ProtoTCP {
-		v.GSOType, v.CsumOffset = GSOTCPv4, tcpChecksumAt
+	if proto == ProtoTCP {
+		v.CsumOffset = tcpChecksumAt
 		field = l4[tcpChecksumAt : tcpChecksumAt+2]
 		if g.push {
 			l4[13] |= FlagPSH
@@ -248,17 +257,34 @@ func (c *Coalescer) finish(g *group, v *Virtio) {
 		field = l4[udpChecksumAt : udpChecksumAt+2]
 		binary.BigEndian.PutUint16(l4[4:6], uint16(length))
 	}
-	binary.BigEndian.PutUint16(field, fold(pseudo(p, length)))
+	binary.BigEndian.PutUint16(field, fold(pseudo(p, proto, length)))
 }
 
-// verifyWhole verifies the TCP or UDP checksum of p, all of it behind the IPv4
-// header of n bytes.
-func verifyWhole(p []byte, n int) bool {
-	return fold(sum(p[n:], pseudo(p, len(p)-n))) == 0xffff
+// verifyWhole verifies the TCP or UDP checksum of p, all of it behind the IP header
+// of n bytes.
+func verifyWhole(p []byte, n int, proto uint8) bool {
+	return fold(sum(p[n:], pseudo(p, proto, len(p)-n))) == 0xffff
 }
 
-// sameFlow compares protocols, addresses and ports.
+// sameHeader compares what of two IP headers of one flow must agree beside the
+// identification: TOS, TTL and DF, or traffic class, flow label and hop limit.
+func sameHeader(a, b []byte) bool {
+	if a[0]>>4 == 6 {
+		return binary.NativeEndian.Uint32(a[0:4]) == binary.NativeEndian.Uint32(b[0:4]) && a[7] == b[7]
+	}
+	return a[1] == b[1] && a[8] == b[8] && a[6] == b[6]
+}
+
+// sameFlow compares versions, protocols, addresses and ports. IPv6's are without
+// extension headers on the one side, so the other's are too if all agrees.
 func sameFlow(a, b []byte, la, lb int) bool {
+	if a[0] != b[0] {
+		return false
+	}
+	if a[0]>>4 == 6 {
+		return la == lb && a[6] == b[6] && [32]byte(a[8:40]) == [32]byte(b[8:40]) &&
+			binary.NativeEndian.Uint32(a[la:la+4]) == binary.NativeEndian.Uint32(b[lb:lb+4])
+	}
 	return a[9] == b[9] &&
 		binary.NativeEndian.Uint64(a[12:20]) == binary.NativeEndian.Uint64(b[12:20]) &&
 		binary.NativeEndian.Uint32(a[la:la+4]) == binary.NativeEndian.Uint32(b[lb:lb+4])
@@ -266,6 +292,10 @@ func sameFlow(a, b []byte, la, lb int) bool {
 
 // flowPlace hashes addresses and ports into a place of Coalescer.flows.
 func flowPlace(p []byte, n int) int {
-	k := binary.LittleEndian.Uint64(p[12:20]) ^ uint64(binary.LittleEndian.Uint32(p[n:n+4]))*0x9e3779b97f4a7c15
+	addrs := binary.LittleEndian.Uint64(p[12:20])
+	if p[0]>>4 == 6 {
+		addrs = binary.LittleEndian.Uint64(p[16:24]) ^ binary.LittleEndian.Uint64(p[32:40])<<1
+	}
+	k := addrs ^ uint64(binary.LittleEndian.Uint32(p[n:n+4]))*0x9e3779b97f4a7c15
 	return int(k * 0xbf58476d1ce4e5b9 >> 58)
 }

@@ -1,4 +1,4 @@
-// Package packet knows the bytes of a container's traffic: IPv4, TCP, UDP and
+// Package packet knows the bytes of a container's traffic: IPv4, IPv6, TCP, UDP and
 // ICMP headers, their checksums, and the virtio_net_hdr before every packet of a
 // TUN device. It answers what a packet is ([Parse]), whether a container's
 // offload request is honest ([Virtio.Check]), how a super-packet becomes the
@@ -14,7 +14,7 @@
 // Slices given are borrowed for the call, unless a comment says otherwise. Only
 // CompleteChecksum, DecrementTTL and the Coalescer write into a packet.
 //
-// Words: a super-packet is one IPv4 packet that stands for several, as the
+// Words: a super-packet is one IP packet that stands for several, as the
 // kernel's segmentation offloads make them; its headers count once, its payload
 // is cut into segments of the virtio header's GSO size.
 package packet

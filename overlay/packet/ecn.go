@@ -13,10 +13,15 @@ const (
 	CE
 )
 
-// ECNOf is the field of the IPv4 packet p.
-func ECNOf(p []byte) ECN { return ECN(p[1] & 3) }
+// ECNOf is the field of the packet p.
+func ECNOf(p []byte) ECN {
+	if p[0]>>4 == 6 {
+		return ECN(p[1] >> 4 & 3)
+	}
+	return ECN(p[1] & 3)
+}
 
-// CombineECN gives the IPv4 packet p, parsed, what the outer header of the tunnel
+// CombineECN gives the packet p, parsed, what the outer header of the tunnel
 // says of congestion (RFC 6040 section 4.2). It is false where p is to be dropped:
 // the network says congestion, and p's sender would not understand it.
 func CombineECN(p []byte, outer ECN) bool {
@@ -32,8 +37,12 @@ func CombineECN(p []byte, outer ECN) bool {
 	return true
 }
 
-// setECN changes the field and mends the header checksum (RFC 1624).
+// setECN changes the field and mends IPv4's header checksum (RFC 1624).
 func setECN(p []byte, e ECN) {
+	if p[0]>>4 == 6 {
+		p[1] = p[1]&^0x30 | byte(e)<<4
+		return
+	}
 	old := binary.BigEndian.Uint16(p[0:2])
 	p[1] = p[1]&^3 | byte(e)
 	s := uint32(^binary.BigEndian.Uint16(p[10:12])) + uint32(^old) + uint32(binary.BigEndian.Uint16(p[0:2]))

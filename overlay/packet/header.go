@@ -6,11 +6,12 @@ import (
 	"net/netip"
 )
 
-// Protocol numbers of IPv4 that are parsed further.
+// Protocol numbers that are parsed further.
 const (
-	ProtoICMP = 1
-	ProtoTCP  = 6
-	ProtoUDP  = 17
+	ProtoICMP   = 1
+	ProtoTCP    = 6
+	ProtoUDP    = 17
+	ProtoICMPv6 = 58
 )
 
 // TCP flags, RFC 9293 section 3.1.
@@ -28,22 +29,23 @@ const (
 // Header lengths in bytes, without options.
 const (
 	IPv4HeaderLen = 20
+	IPv6HeaderLen = 40
 	TCPHeaderLen  = 20
 	UDPHeaderLen  = 8
 	ICMPHeaderLen = 8
 )
 
-// MaxLen is the length of the longest IPv4 packet.
+// MaxLen is the length of the longest packet: IPv6 could be longer by its header.
 const MaxLen = 65535
 
 // Errors of Parse and ParseQuoted.
 var (
-	ErrShort        = errors.New("packet is shorter than an IPv4 header")
-	ErrVersion      = errors.New("packet is not IPv4")
+	ErrShort        = errors.New("packet is shorter than an IP header")
+	ErrVersion      = errors.New("packet is neither IPv4 nor IPv6")
 	ErrHeaderLength = errors.New("IPv4 header length is impossible")
-	ErrLength       = errors.New("IPv4 total length is impossible")
+	ErrLength       = errors.New("IP length is impossible")
 	ErrChecksum     = errors.New("IPv4 header checksum is wrong")
-	ErrOptions      = errors.New("IPv4 options are cut off")
+	ErrOptions      = errors.New("IPv4 options or IPv6 extension headers are cut off, too many, or in no order")
 	ErrFragment     = errors.New("fragment hides its transport header")
 	ErrTransport    = errors.New("transport header is cut off or its length is impossible")
 	ErrNotQuoting   = errors.New("packet is not an ICMP error that quotes another")
@@ -86,16 +88,18 @@ var (
 type Header struct {
 	Src, Dst netip.Addr
 	Proto    uint8
-	TTL, TOS uint8
-	ID       uint16
+	IPv6     bool
+	TTL, TOS uint8  // IPv6: hop limit, traffic class
+	ID       uint32 // of the datagram that fragments are of; of IPv4's 16 bits
 
-	HeaderLen  int  // of IPv4, with options
+	HeaderLen  int  // of IP, with options or extension headers
 	TotalLen   int  // of the whole packet; that of the super-packet for one
-	HasOptions bool // IPv4 options
+	PartLen    int  // of what fragments are parts of: behind IPv4's header, IPv6's fragment header
+	HasOptions bool // IPv4 options, IPv6 extension headers
 	// SourceRoute: an option says which way the packet is to go.
 	SourceRoute bool
 
-	DontFragment   bool
+	DontFragment   bool // always, of IPv6: only its sender fragments
 	MoreFragments  bool
 	FragmentOffset int // bytes
 
@@ -130,7 +134,13 @@ func (h *Header) SegmentLen() uint32 {
 // (RFC 1122 section 3.2.2): destination unreachable, source quench, redirect,
 // time exceeded, parameter problem.
 func (h *Header) IsICMPError() bool {
-	if h.Proto != ProtoICMP || h.FragmentOffset != 0 {
+	if h.FragmentOffset != 0 {
+		return false
+	}
+	if h.Proto == ProtoICMPv6 {
+		return h.IPv6 && h.ICMPType >= icmp6Unreachable && h.ICMPType <= icmp6ParameterProblem
+	}
+	if h.Proto != ProtoICMP {
 		return false
 	}
 	switch h.ICMPType {
@@ -140,28 +150,23 @@ func (h *Header) IsICMPError() bool {
 	return false
 }
 
-// Parse reads the headers of the packet b into h and assigns every field. An
-// IPv4 total length below len(b) is fine: the caller cuts b to h.TotalLen.
+// Parse reads the headers of the packet b into h and assigns every field. A
+// length in the header below len(b) is fine: the caller cuts b to h.TotalLen.
 // With an error, which is one of this package's, h is not to be used.
 //
 // The header checksum is verified (RFC 1812 section 5.2.2): a packet is split,
 // joined and answered with fresh ones, which must not mend a broken packet. The
 // transport's checksum is not: see VerifyChecksum.
 func Parse(b []byte, h *Header) error {
-	if err := parseIPv4(b, h); err != nil {
-		return err
-	}
-	if h.TotalLen > len(b) {
-		return ErrLength
-	}
-	if fold(sum(b[:h.HeaderLen], 0)) != 0xffff {
-		return ErrChecksum
-	}
-	if h.HasOptions {
-		var ok bool
-		if h.SourceRoute, ok = checkOptions(b[IPv4HeaderLen:h.HeaderLen]); !ok {
-			return ErrOptions
+	if len(b) > 0 && b[0]>>4 == 6 {
+		if err := parseIPv6(b, h); err != nil {
+			return err
 		}
+		if h.TotalLen > len(b) {
+			return ErrLength
+		}
+	} else if err := parseWholeIPv4(b, h); err != nil {
+		return err
 	}
 	h.PayloadLen = h.TotalLen - h.HeaderLen
 	if h.FragmentOffset != 0 {
@@ -171,7 +176,7 @@ func Parse(b []byte, h *Header) error {
 		if h.Proto == ProtoTCP && h.FragmentOffset < TCPHeaderLen {
 			return ErrFragment
 		}
-		if h.FragmentOffset+h.PayloadLen > MaxLen {
+		if h.FragmentOffset+h.PartLen > MaxLen {
 			return ErrLength
 		}
 		return nil
@@ -203,13 +208,35 @@ func Parse(b []byte, h *Header) error {
 		}
 		h.PayloadLen = min(n, len(l4)) - UDPHeaderLen
 		parsePorts(l4, h)
-	case ProtoICMP:
+	case ProtoICMP, ProtoICMPv6:
+		if h.IPv6 != (h.Proto == ProtoICMPv6) {
+			return nil // the other family's: a protocol like any unknown one
+		}
 		if len(l4) < ICMPHeaderLen {
 			return ErrTransport
 		}
 		h.L4Len = ICMPHeaderLen
 		h.PayloadLen -= ICMPHeaderLen
 		h.ICMPType, h.ICMPCode = l4[0], l4[1]
+	}
+	return nil
+}
+
+func parseWholeIPv4(b []byte, h *Header) error {
+	if err := parseIPv4(b, h); err != nil {
+		return err
+	}
+	if h.TotalLen > len(b) {
+		return ErrLength
+	}
+	if fold(sum(b[:h.HeaderLen], 0)) != 0xffff {
+		return ErrChecksum
+	}
+	if h.HasOptions {
+		var ok bool
+		if h.SourceRoute, ok = checkOptions(b[IPv4HeaderLen:h.HeaderLen]); !ok {
+			return ErrOptions
+		}
 	}
 	return nil
 }
@@ -239,9 +266,10 @@ func parseIPv4(b []byte, h *Header) error {
 		Proto:          b[9],
 		TTL:            b[8],
 		TOS:            b[1],
-		ID:             binary.BigEndian.Uint16(b[4:6]),
+		ID:             uint32(binary.BigEndian.Uint16(b[4:6])),
 		HeaderLen:      headerLen,
 		TotalLen:       total,
+		PartLen:        total - headerLen,
 		HasOptions:     headerLen > IPv4HeaderLen,
 		DontFragment:   fragment&0x4000 != 0,
 		MoreFragments:  fragment&0x2000 != 0,
@@ -255,10 +283,17 @@ func parsePorts(l4 []byte, h *Header) {
 	h.DstPort = binary.BigEndian.Uint16(l4[2:4])
 }
 
-// DecrementTTL counts a hop in the IPv4 packet p: it lowers the time to live and
-// mends the header checksum incrementally (RFC 1141, RFC 1624). It is false, and
-// p as it was, when the time to live would reach 0. p is a parsed packet.
+// DecrementTTL counts a hop in the packet p: it lowers the time to live, or hop
+// limit, and mends IPv4's header checksum incrementally (RFC 1141, RFC 1624). It is
+// false, and p as it was, when that would reach 0. p is a parsed packet.
 func DecrementTTL(p []byte) bool {
+	if p[0]>>4 == 6 {
+		if p[7] <= 1 {
+			return false
+		}
+		p[7]--
+		return true
+	}
 	if p[8] <= 1 {
 		return false
 	}

@@ -108,6 +108,7 @@ func TestParse(t *testing.T) {
 			if err := packet.Parse(append(p, 0xff, 0xff), &h); err != nil {
 				t.Fatal(err)
 			}
+			v.want.PartLen = v.want.TotalLen - v.want.HeaderLen
 			if d := cmp.Diff(v.want, h, compareAddrs); d != "" {
 				t.Errorf("header differs (-want +got):\n%s", d)
 			}
@@ -155,7 +156,7 @@ func TestParseRefuses(t *testing.T) {
 		want error
 	}{
 		{"nothing", nil, packet.ErrShort},
-		{"IPv6", change(tcp, 0, 0x60), packet.ErrVersion},
+		{"IP version 5", change(tcp, 0, 0x50), packet.ErrVersion},
 		{"header of 16 bytes", change(tcp, 0, 0x44), packet.ErrHeaderLength},
 		{"header longer than the packet", change(tcp, 0, 0x4f), packet.ErrHeaderLength},
 		{"total length below the header's", change(tcp, 2, 0, 19), packet.ErrLength},

@@ -19,7 +19,11 @@ func ParseQuoted(p []byte, h, q *Header) error {
 		return ErrNotQuoting
 	}
 	b := p[h.HeaderLen+h.L4Len : h.TotalLen]
-	if err := parseIPv4(b, q); err != nil {
+	parse := parseIPv4
+	if h.IPv6 {
+		parse = parseIPv6
+	}
+	if err := parse(b, q); err != nil {
 		return err
 	}
 	q.PayloadLen = q.TotalLen - q.HeaderLen
@@ -31,7 +35,7 @@ func ParseQuoted(p []byte, h, q *Header) error {
 		l4 = l4[:q.PayloadLen]
 	}
 	switch q.Proto {
-	case ProtoTCP, ProtoUDP, ProtoICMP:
+	case ProtoTCP, ProtoUDP, ProtoICMP, ProtoICMPv6:
 		if len(l4) < quotedTransport {
 			return ErrTransport
 		}
@@ -56,7 +60,7 @@ func ParseQuoted(p []byte, h, q *Header) error {
 		parsePorts(l4, q)
 		q.L4Len = UDPHeaderLen
 		q.PayloadLen -= UDPHeaderLen
-	case ProtoICMP:
+	case ProtoICMP, ProtoICMPv6:
 		q.ICMPType, q.ICMPCode = l4[0], l4[1]
 		q.L4Len = ICMPHeaderLen
 		q.PayloadLen -= ICMPHeaderLen

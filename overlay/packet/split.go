@@ -31,14 +31,18 @@ func Split(dst, p []byte, h *Header, v *Virtio, i int) int {
 	copy(dst, p[:headers])
 	copy(dst[headers:], p[headers+from:headers+to])
 
-	binary.BigEndian.PutUint16(dst[2:4], uint16(n))
-	binary.BigEndian.PutUint16(dst[4:6], h.ID+uint16(i))
-	setIPv4Checksum(dst, h.HeaderLen)
+	if h.IPv6 {
+		binary.BigEndian.PutUint16(dst[4:6], uint16(n-IPv6HeaderLen))
+	} else {
+		binary.BigEndian.PutUint16(dst[2:4], uint16(n))
+		binary.BigEndian.PutUint16(dst[4:6], uint16(h.ID)+uint16(i))
+		setIPv4Checksum(dst, h.HeaderLen)
+	}
 
 	l4 := dst[h.HeaderLen:]
 	if h.Proto == ProtoUDP {
 		binary.BigEndian.PutUint16(l4[4:6], uint16(len(l4)))
-		setTransportChecksum(dst, h.HeaderLen, udpChecksumAt)
+		setTransportChecksum(dst, h.HeaderLen, ProtoUDP)
 		return n
 	}
 	binary.BigEndian.PutUint32(l4[4:8], h.Seq+uint32(from))
@@ -48,6 +52,6 @@ func Split(dst, p []byte, h *Header, v *Virtio, i int) int {
 	if i > 0 {
 		l4[13] &^= FlagCWR
 	}
-	setTransportChecksum(dst, h.HeaderLen, tcpChecksumAt)
+	setTransportChecksum(dst, h.HeaderLen, ProtoTCP)
 	return n
 }

@@ -27,6 +27,9 @@ func randomBytes(n int) []byte {
 // pseudo header's sum stands in the field.
 func partial(p []byte) ([]byte, packet.Virtio) {
 	p = bytes.Clone(p)
+	if p[0]>>4 == 6 {
+		return partial6(p)
+	}
 	n := int(p[0]&15) * 4
 	v := packet.Virtio{Flags: packet.VirtioNeedsChecksum, CsumStart: uint16(n), CsumOffset: 16}
 	if p[9] == packet.ProtoUDP {

@@ -19,6 +19,7 @@ const (
 
 	GSONone  = 0
 	GSOTCPv4 = 1    // VIRTIO_NET_HDR_GSO_TCPV4
+	GSOTCPv6 = 4    // VIRTIO_NET_HDR_GSO_TCPV6
 	GSOUDPL4 = 5    // VIRTIO_NET_HDR_GSO_UDP_L4
 	gsoECN   = 0x80 // VIRTIO_NET_HDR_GSO_ECN, beside TCP: the first segment alone keeps CWR
 )
@@ -75,7 +76,7 @@ func (v Virtio) Encode(b []byte) {
 // Check holds the virtio header of a packet read from a container's device
 // against the packet's parsed headers. It accepts what a Linux stack produces
 // for the offloads we ask for: a plain packet, one whose TCP or UDP checksum is
-// partial, a TCPv4 super-packet (with or without the ECN flag), a UDP one. All
+// partial, a TCP super-packet (with or without the ECN flag), a UDP one. All
 // else is an error of this package: a container with a raw packet socket
 // can write any header that its kernel lets through.
 //
@@ -107,8 +108,8 @@ func (v *Virtio) Check(h *Header, packetLen int) error {
 		return ErrVirtioChecksum
 	}
 	switch v.GSOType {
-	case GSOTCPv4, GSOTCPv4 | gsoECN:
-		if h.Proto != ProtoTCP {
+	case GSOTCPv4, GSOTCPv4 | gsoECN, GSOTCPv6, GSOTCPv6 | gsoECN:
+		if h.Proto != ProtoTCP || h.IPv6 != (v.GSOType&^gsoECN == GSOTCPv6) {
 			return ErrVirtioType
 		}
 	case GSOUDPL4:
@@ -140,16 +141,10 @@ func (v *Virtio) checkPartial(h *Header, packetLen int) error {
 	if h.IsFragment() {
 		return ErrVirtioChecksum
 	}
-	var off int
-	switch h.Proto {
-	case ProtoTCP:
-		off = tcpChecksumAt
-	case ProtoUDP:
-		off = udpChecksumAt
-	default:
+	if h.Proto != ProtoTCP && h.Proto != ProtoUDP {
 		return ErrVirtioChecksum
 	}
-	if int(v.CsumStart) != h.HeaderLen || int(v.CsumOffset) != off {
+	if int(v.CsumStart) != h.HeaderLen || int(v.CsumOffset) != checksumAt(h.Proto) {
 		return ErrVirtioChecksum
 	}
 	if packetLen != h.TotalLen || h.HeaderLen+h.L4Len+h.PayloadLen != h.TotalLen {

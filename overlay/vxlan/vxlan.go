@@ -27,13 +27,17 @@ const (
 	flagVNI   = 0x08 // I: the VNI is valid
 )
 
-const etherTypeIPv4 = 0x0800
+// Ethernet types, IEEE 802.
+const (
+	etherTypeIPv4 = 0x0800
+	etherTypeIPv6 = 0x86dd
+)
 
 // Errors of Decode.
 var (
 	ErrShort     = errors.New("frame is shorter than its headers")
 	ErrFlags     = errors.New("frame's VNI is not marked valid")
-	ErrEtherType = errors.New("frame does not hold IPv4")
+	ErrEtherType = errors.New("frame holds neither IPv4 nor IPv6")
 )
 
 // MAC is an Ethernet address.
@@ -62,7 +66,7 @@ func MACFor(subnet netip.Addr) MAC {
 //	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+                               +
 //	|                                                               |
 //	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
-//	|        EtherType 0x0800       |
+//	|   EtherType 0x0800 or 0x86dd  |
 //	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 //
 // D (don't learn) and A (policy applied) and all reserved bits are ignored on
@@ -73,6 +77,7 @@ type Frame struct {
 	VNI     uint32 // 24 bits
 	DstMAC  MAC
 	SrcMAC  MAC
+	IPv6    bool // what the packet is
 }
 
 // Encode writes f into the first Overhead bytes of b, which must be there.
@@ -86,7 +91,11 @@ func (f *Frame) Encode(b []byte) {
 	binary.BigEndian.PutUint32(b[4:8], f.VNI<<8)
 	copy(b[8:14], f.DstMAC[:])
 	copy(b[14:20], f.SrcMAC[:])
-	binary.BigEndian.PutUint16(b[20:22], etherTypeIPv4)
+	t := uint16(etherTypeIPv4)
+	if f.IPv6 {
+		t = etherTypeIPv6
+	}
+	binary.BigEndian.PutUint16(b[20:22], t)
 }
 
 // Decode reads the headers of the datagram b into f, every field of it, and
@@ -99,7 +108,12 @@ func Decode(b []byte, f *Frame) (inner []byte, err error) {
 	if b[0]&flagVNI == 0 {
 		return nil, ErrFlags
 	}
-	if binary.BigEndian.Uint16(b[20:22]) != etherTypeIPv4 {
+	switch binary.BigEndian.Uint16(b[20:22]) {
+	case etherTypeIPv4:
+		f.IPv6 = false
+	case etherTypeIPv6:
+		f.IPv6 = true
+	default:
 		return nil, ErrEtherType
 	}
 	f.GroupID = 0

@@ -41,6 +41,10 @@ var vectors = []struct {
 		vxlan.Frame{VNI: 1, DstMAC: cell55, SrcMAC: cell54},
 	},
 	{
+		"IPv6", "88 00 002a 000001 00 eeee0aff3700 eeee0aff3600 86dd",
+		vxlan.Frame{GroupID: 42, VNI: 1, DstMAC: cell55, SrcMAC: cell54, IPv6: true},
+	},
+	{
 		"greatest numbers", "88 00 ffff ffffff 00 ffffffffffff 000000000000 0800",
 		vxlan.Frame{GroupID: 0xffff, VNI: 0xffffff, DstMAC: vxlan.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}},
 	},
@@ -87,7 +91,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{"no I bit", "80 00 002a 000001 00 eeee0aff3700 eeee0aff3600 0800", vxlan.ErrFlags},
 		{"no flag at all", "00 00 0000 000001 00 eeee0aff3700 eeee0aff3600 0800", vxlan.ErrFlags},
 		{"ARP", "08 00 0000 000001 00 ffffffffffff eeee0aff3600 0806", vxlan.ErrEtherType},
-		{"IPv6", "08 00 0000 000001 00 eeee0aff3700 eeee0aff3600 86dd", vxlan.ErrEtherType},
+		{"MPLS", "08 00 0000 000001 00 eeee0aff3700 eeee0aff3600 8847", vxlan.ErrEtherType},
 		{"VLAN", "08 00 0000 000001 00 eeee0aff3700 eeee0aff3600 8100", vxlan.ErrEtherType},
 	} {
 		var f vxlan.Frame
