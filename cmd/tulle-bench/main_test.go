@@ -35,6 +35,13 @@ func programs(t *testing.T) string {
 // needed says what a scenario needs of the machine; nil: nothing.
 var needed = map[string]func(*testing.T){
 	"policy-api": postgresql, "replicas": postgresql,
+	"cross-cell-vxlan": containers, "cross-cell-plain-nic": containers, "cross-cell-wireguard": containers,
+	"same-cell": containers, "rr": containers, "crr": containers, "udp": containers, "crowd": containers, "memory": containers,
+}
+
+func containers(t *testing.T) {
+	nstest.NeedRoot(t)
+	nstest.NeedTUN(t)
 }
 
 func postgresql(t *testing.T) {
@@ -49,6 +56,7 @@ func TestScenariosMeasure(t *testing.T) {
 	dir := programs(t)
 	for _, s := range scenarios() {
 		t.Run(s.Name, func(t *testing.T) {
+			t.Parallel() // each has namespaces and a directory of its own, and waits most of its time
 			if need := needed[s.Name]; need != nil {
 				need(t)
 			}

@@ -5,12 +5,14 @@ import (
 
 	"tulle/cmd/tulle-bench/internal/bench"
 	"tulle/cmd/tulle-bench/internal/controlplane"
+	"tulle/cmd/tulle-bench/internal/dataplane"
 )
 
 // scenarios are all there are, each from its own package under internal.
 func scenarios() []bench.Scenario {
 	return slices.Concat(
 		controlplane.Scenarios(),
+		dataplane.Scenarios(),
 	)
 }
 
@@ -18,5 +20,6 @@ func scenarios() []bench.Scenario {
 func roles() []bench.Role {
 	return slices.Concat(
 		controlplane.Roles(),
+		dataplane.Roles(),
 	)
 }

@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"strings"
 	"time"
 
+	"tulle/overlay/netcfg"
 	"tulle/policy"
 	"tulle/policy/api"
 )
@@ -28,8 +30,17 @@ func (w *World) Client() (*API, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &API{base: "http://" + w.Server.External, token: strings.TrimSpace(string(token)),
-		http: http.Client{Timeout: 10 * time.Second}}, nil
+	a := &API{base: "http://" + w.Server.External, token: strings.TrimSpace(string(token)), http: http.Client{Timeout: time.Minute}}
+	if ns := w.Server.netns; ns != nil {
+		a.http.Transport = &http.Transport{DialContext: func(ctx context.Context, network, address string) (c net.Conn, err error) {
+			err = netcfg.Do(ns, func() (err error) {
+				c, err = new(net.Dialer).DialContext(ctx, network, address)
+				return err
+			})
+			return c, err
+		}}
+	}
+	return a, nil
 }
 
 // Apps is the registry's list.
@@ -89,13 +100,22 @@ func (a *API) change(ctx context.Context, path, source, destination string, prot
 	return a.post(ctx, path, policy.Policy{Source: src, Destination: dst, Protocol: protocol, Ports: ports})
 }
 
-// Create stores a policy between apps by GUID.
-func (a *API) Create(ctx context.Context, p policy.Policy) error {
-	return a.post(ctx, api.PathPolicies, p)
+// Create stores policies between apps by GUID.
+func (a *API) Create(ctx context.Context, ps ...policy.Policy) error {
+	return a.post(ctx, api.PathPolicies, ps...)
 }
 
-func (a *API) post(ctx context.Context, path string, p policy.Policy) error {
-	return a.do(ctx, http.MethodPost, v1(path), api.Policies{Policies: []api.Policy{api.FromDomain(p)}}, nil)
+// Delete removes them.
+func (a *API) Delete(ctx context.Context, ps ...policy.Policy) error {
+	return a.post(ctx, api.PathDelete, ps...)
+}
+
+func (a *API) post(ctx context.Context, path string, ps ...policy.Policy) error {
+	var body api.Policies
+	for _, p := range ps {
+		body.Policies = append(body.Policies, api.FromDomain(p))
+	}
+	return a.do(ctx, http.MethodPost, v1(path), body, nil)
 }
 
 // Tags is the tag of each app that is in a policy.

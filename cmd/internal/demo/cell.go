@@ -22,6 +22,7 @@ type Cell struct {
 	world   *World
 	config  string
 	state   string
+	netns   *os.File
 	process *process
 }
 
@@ -51,7 +52,7 @@ func (w *World) StartCell(ctx context.Context, name string, underlay netip.Addr,
 		return nil, err
 	}
 	c := &Cell{Name: name, Underlay: underlay, Socket: filepath.Join(dir, "celld.sock"), world: w,
-		config: filepath.Join(dir, "config.yaml"), state: state}
+		config: filepath.Join(dir, "config.yaml"), state: state, netns: w.netns}
 	credentials := filepath.Join(dir, "credentials")
 	if err := w.runTool(ctx, "issue-"+name, "issue-cell", name, "--dir", w.Server.dir, "--spaces", "*", "--out", credentials); err != nil {
 		return nil, fmt.Errorf("issue the credentials of %s: %w", name, err)
@@ -86,7 +87,7 @@ func (w *World) StartCell(ctx context.Context, name string, underlay netip.Addr,
 
 func (c *Cell) start(ctx context.Context) error {
 	p, err := c.world.start(program{name: c.Name, path: c.world.program("tulle-celld"),
-		args: []string{"--config", c.config}, daemon: true})
+		args: []string{"--config", c.config}, daemon: true, netns: c.netns})
 	if err != nil {
 		return err
 	}

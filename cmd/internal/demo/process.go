@@ -39,6 +39,7 @@ type program struct {
 	args    []string
 	env     []string
 	daemon  bool // confined, and under the world's user
+	netns   *os.File
 	out, in *os.File
 }
 
@@ -63,10 +64,26 @@ func newStarter(prepare func()) *starter {
 	return s
 }
 
-func (s *starter) start(cmd *exec.Cmd) error {
+// start starts cmd, in a network namespace if one is given.
+func (s *starter) start(cmd *exec.Cmd, netns *os.File) error {
 	err := make(chan error, 1)
-	s.work <- func() { err <- cmd.Start() }
+	s.work <- func() { err <- startIn(cmd, netns) }
 	return <-err
+}
+
+func startIn(cmd *exec.Cmd, netns *os.File) error {
+	if netns == nil {
+		return cmd.Start()
+	}
+	own, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer own.Close()
+	if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter network namespace: %w", err)
+	}
+	return errors.Join(cmd.Start(), unix.Setns(int(own.Fd()), unix.CLONE_NEWNET))
 }
 
 func (s *starter) close() {
@@ -116,7 +133,7 @@ func (w *World) start(p program) (*process, error) {
 	} else {
 		cmd.Stdin, cmd.Stdout = p.in, p.out
 	}
-	if err := starter.start(cmd); err != nil {
+	if err := starter.start(cmd, p.netns); err != nil {
 		return nil, fmt.Errorf("start %s: %w", p.name, err)
 	}
 	w.track(proc)

@@ -20,6 +20,7 @@ type Server struct {
 	dir      string
 	config   string
 	settings []string
+	netns    *os.File
 	process  *process
 }
 
@@ -40,7 +41,7 @@ func (w *World) StartServer(ctx context.Context, settings ...string) (*Server, e
 		return nil, err
 	}
 	s := &Server{world: w, name: "tulle-policy-server", dir: filepath.Join(parent, "state"), config: filepath.Join(parent, "config.yaml"),
-		External: "127.0.0.1:0", Internal: "127.0.0.1:0", Metrics: "127.0.0.1:0", settings: settings}
+		External: "127.0.0.1:0", Internal: "127.0.0.1:0", Metrics: "127.0.0.1:0", settings: settings, netns: w.netns}
 	if err := w.runTool(ctx, "init", "init", "--dir", s.dir, "--network", w.Network.String()); err != nil {
 		return nil, fmt.Errorf("make the server's roots and credentials: %w", err)
 	}
@@ -62,7 +63,7 @@ func (w *World) StartReplica(ctx context.Context, name string) (*Server, error) 
 	}
 	s := &Server{world: w, name: name, dir: w.Server.dir, config: filepath.Join(own, "config.yaml"),
 		External: "127.0.0.1:0", Internal: "127.0.0.1:0", Metrics: "127.0.0.1:0",
-		settings: append(slices.Clone(w.Server.settings), "state: "+own)}
+		settings: append(slices.Clone(w.Server.settings), "state: "+own), netns: w.netns}
 	return s, s.start(ctx)
 }
 
@@ -86,7 +87,7 @@ func (s *Server) start(ctx context.Context) error {
 		return err
 	}
 	p, err := s.world.start(program{name: s.name, path: s.world.program("tulle-policy-server"),
-		args: []string{"--config", s.config}, daemon: true})
+		args: []string{"--config", s.config}, daemon: true, netns: s.netns})
 	if err != nil {
 		return err
 	}

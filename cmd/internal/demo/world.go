@@ -57,6 +57,7 @@ type World struct {
 	confined  *starter      // for daemons
 	cells     []*Cell
 	instances []*Instance
+	netns     *os.File // where what is started next runs; nil: where this program runs
 
 	mu         sync.Mutex
 	processes  []*process          // guarded by mu: all that were started
@@ -218,6 +219,11 @@ func copyFile(to, from string) error {
 	_, err = io.Copy(dst, src)
 	return errors.Join(err, dst.Close())
 }
+
+// In has what is started from now on run in the network namespace ns, which
+// stays the caller's, with nil in this program's own. A process that is started
+// again stays where it was.
+func (w *World) In(ns *os.File) { w.netns = ns }
 
 func (w *World) program(name string) string { return filepath.Join(w.bin, name) }
 
