@@ -3,7 +3,8 @@
 // cells over the internal one.
 //
 // main maps an error to an exit code; run is the whole program over its
-// arguments and streams. The commands: serve (the default), init, issue-cell,
+// arguments and streams. The commands: serve (the default), init, add-token,
+// remove-token, tokens, issue-cell,
 // join-token, revoke-cell, revocations, issue-legacy, add-peer, remove-peer, export, import and version.
 package main
 
@@ -82,7 +83,7 @@ func command() *cobra.Command {
 	p.flags(root)
 	root.AddCommand(
 		&cobra.Command{Use: "serve", Short: "Run the server until it is told to stop (the default)", Args: noArguments, RunE: root.RunE},
-		initCommand(&p), issueCellCommand(&p), joinTokenCommand(&p), revokeCellCommand(&p), revocationsCommand(&p), issueLegacyCommand(&p), addPeerCommand(&p), removePeerCommand(&p),
+		initCommand(&p), addTokenCommand(&p), removeTokenCommand(&p), tokensCommand(&p), issueCellCommand(&p), joinTokenCommand(&p), revokeCellCommand(&p), revocationsCommand(&p), issueLegacyCommand(&p), addPeerCommand(&p), removePeerCommand(&p),
 		exportCommand(&p), importCommand(&p),
 		&cobra.Command{Use: "version", Short: "Say what this was built from", Args: noArguments, RunE: func(c *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintln(c.OutOrStdout(), version())

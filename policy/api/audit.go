@@ -28,7 +28,8 @@ const (
 	PeerAdd      Action = "peer.add" // (the peer)
 	PeerRemove   Action = "peer.remove"
 	AppRegister  Action = "app.register" // (the app's GUID)
-	RouteMap     Action = "route.map"    // (the route, as "web.apps.internal -> web"); what NATS registers is not recorded
+	AppRemove    Action = "app.remove"
+	RouteMap     Action = "route.map" // (the route, as "web.apps.internal -> web"); what NATS registers is not recorded
 	RouteUnmap   Action = "route.unmap"
 	DomainAdd    Action = "domain.add" // (the domain)
 	DomainRemove Action = "domain.remove"

@@ -9,13 +9,18 @@ import (
 )
 
 // Paths of the external API that the original does not have: what the control
-// plane knows of apps, cells and endpoints. GET, scope network.admin or
-// network.write.
+// plane knows of apps, cells and endpoints. Scope network.admin or network.write.
 const (
-	PathApps         = "/v1/apps"      // -> Apps
-	PathCells        = "/v1/cells"     // -> Cells
-	PathAllEndpoints = "/v1/endpoints" // -> Endpoints
+	PathApps         = "/v1/apps"        // GET -> Apps; POST AppRef -> Registered
+	PathApp          = "/v1/apps/{guid}" // DELETE -> 204
+	PathCells        = "/v1/cells"       // GET -> Cells
+	PathAllEndpoints = "/v1/endpoints"   // GET -> Endpoints
 )
+
+// Registered is the answer of POST /v1/apps.
+type Registered struct {
+	GUID policy.AppID `json:"guid"`
+}
 
 // PathOpenAPI is the description of the API, for anybody.
 const PathOpenAPI = "/v1/openapi.json"

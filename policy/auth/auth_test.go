@@ -50,8 +50,10 @@ func quiet() (*slog.Logger, *bytes.Buffer) {
 func TestTokens(t *testing.T) {
 	admin, adminEntry := NewToken("admin", Admin)
 	ci, ciEntry := NewToken("ci", Write)
+	dev, devEntry := NewToken("dev", Write)
+	devEntry.Spaces = []string{"acme/prod", "22222222-aaaa-4bbb-8ccc-000000000002"}
 	f := newFile(t)
-	f.write(adminEntry, ciEntry)
+	f.write(adminEntry, devEntry, ciEntry)
 	log, _ := quiet()
 	tokens, err := OpenTokens(f.path, log)
 	if err != nil {
@@ -64,6 +66,7 @@ func TestTokens(t *testing.T) {
 	}{
 		{"the first", admin, Identity{Name: "admin", Scopes: []Scope{Admin}}, nil},
 		{"the last", ci, Identity{Name: "ci", Scopes: []Scope{Write}}, nil},
+		{"one of spaces", dev, Identity{Name: "dev", Scopes: []Scope{Write}, Spaces: devEntry.Spaces}, nil},
 		{"none", "", Identity{}, ErrUnknownToken},
 		{"another", admin + "x", Identity{}, ErrUnknownToken},
 		{"the sum in place of the token", adminEntry.SHA256, Identity{}, ErrUnknownToken},
@@ -160,6 +163,10 @@ func TestParseTokensNamesWhatIsWrong(t *testing.T) {
 		{"no sum", "- name: a\n  scopes: [network.admin]\n", "is not 64 hexadecimal digits"},
 		{"no scopes", "- name: a\n  sha256: " + sum + "\n", "scopes must name"},
 		{"unknown scope", "- name: a\n  sha256: " + sum + "\n  scopes: [network.admni]\n", `scope "network.admni"`},
+		{"spaces of an admin", "- {name: a, sha256: " + sum + ", scopes: [network.admin], spaces: [o/s]}\n", "spaces limit a token of scope network.write"},
+		{"no spaces", "- {name: a, sha256: " + sum + ", scopes: [network.write], spaces: []}\n", "one space or more"},
+		{"half a space", "- {name: a, sha256: " + sum + ", scopes: [network.write], spaces: [o/]}\n", `space "o/" is neither ORG/SPACE nor`},
+		{"any space", "- {name: a, sha256: " + sum + ", scopes: [network.write], spaces: ['*']}\n", `space "*"`},
 		{"name twice", "- {name: a, sha256: " + sum + ", scopes: [network.admin]}\n- {name: a, sha256: " + strings.Repeat("cd", 32) + ", scopes: [network.write]}\n", "name stands twice"},
 		{"sum twice", "- {name: a, sha256: " + sum + ", scopes: [network.admin]}\n- {name: b, sha256: " + strings.ToUpper(sum) + ", scopes: [network.write]}\n", "sha256 stands twice"},
 	} {

@@ -28,6 +28,10 @@ type Identity struct {
 	Name    string // for logs and whoami
 	Subject string // what a Cloud Controller knows them by; "": it does not
 	Scopes  []Scope
+	// Spaces limit what the identity may name and see to the apps of these spaces
+	// ("ORG/SPACE", or a space's GUID); nil: they do not. It is what a tokens file
+	// has in place of a Cloud Controller.
+	Spaces []string
 }
 
 // Has reports whether the identity has at least one of the scopes.

@@ -13,6 +13,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -25,6 +26,9 @@ type Token struct {
 	Name   string  `yaml:"name"`
 	SHA256 string  `yaml:"sha256"`
 	Scopes []Scope `yaml:"scopes"`
+	// Spaces limit a token of scope network.write to the apps of these spaces, each
+	// ORG/SPACE or a space's GUID. Absent: it may name every app.
+	Spaces []string `yaml:"spaces,omitempty,flow"`
 }
 
 // NewToken makes a token of 32 random bytes and its entry for the file. The
@@ -74,7 +78,7 @@ func parse(text []byte) ([]Token, []entry, error) {
 		bad := func(format string, args ...any) {
 			problems = append(problems, fmt.Errorf("token %d (%q): %s", n+1, t.Name, fmt.Sprintf(format, args...)))
 		}
-		e := entry{identity: Identity{Name: t.Name, Scopes: t.Scopes}}
+		e := entry{identity: Identity{Name: t.Name, Scopes: t.Scopes, Spaces: t.Spaces}}
 		if t.Name == "" || strings.ContainsFunc(t.Name, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 			bad("name must be printable and not empty")
 		}
@@ -98,6 +102,14 @@ func parse(text []byte) ([]Token, []entry, error) {
 		for _, s := range t.Scopes {
 			if s != Admin && s != Write {
 				bad("scope %q is neither %s nor %s", s, Admin, Write)
+			}
+		}
+		if t.Spaces != nil && (len(t.Spaces) == 0 || slices.Contains(t.Scopes, Admin)) {
+			bad("spaces limit a token of scope %s to one space or more; leave them out for every app", Write)
+		}
+		for _, s := range t.Spaces {
+			if org, space, named := strings.Cut(s, "/"); s == "" || s == "*" || named && (org == "" || space == "" || strings.Contains(space, "/")) {
+				bad("space %q is neither ORG/SPACE nor a space's GUID", s)
 			}
 		}
 		entries = append(entries, e)

@@ -22,7 +22,17 @@ type Directory interface {
 }
 
 // seesAll reports whether no app is kept from the caller.
-func (s *Server) seesAll(who auth.Identity) bool { return s.options.Directory == nil || who.IsAdmin() }
+func (s *Server) seesAll(who auth.Identity) bool {
+	return who.IsAdmin() || s.options.Directory == nil && who.Spaces == nil
+}
+
+// directoryOf is who knows what the caller, who does not see all, may name.
+func (s *Server) directoryOf(who auth.Identity) Directory {
+	if s.options.Directory != nil {
+		return s.options.Directory
+	}
+	return registry{s.store, who.Spaces}
+}
 
 // checkAccess lets a space developer change policies between apps of their
 // spaces only. An app that the directory does not know is refused like one of
@@ -32,7 +42,7 @@ func (s *Server) checkAccess(ctx context.Context, who auth.Identity, ps []policy
 		return nil
 	}
 	apps := appsOf(ps)
-	known, err := s.options.Directory.Apps(ctx, apps)
+	known, err := s.directoryOf(who).Apps(ctx, apps)
 	if err != nil {
 		return refuse(http.StatusInternalServerError, "check access failed", err)
 	}
@@ -49,7 +59,7 @@ func (s *Server) checkAccess(ctx context.Context, who auth.Identity, ps []policy
 			spaces = append(spaces, space)
 		}
 	}
-	developed, err := s.options.Directory.DeveloperSpaces(ctx, who.Subject, spaces)
+	developed, err := s.directoryOf(who).DeveloperSpaces(ctx, who.Subject, spaces)
 	if err != nil {
 		return refuse(http.StatusInternalServerError, "check access failed", err)
 	}
@@ -71,11 +81,11 @@ func (s *Server) visible(ctx context.Context, who auth.Identity, apps []policy.A
 	if len(apps) == 0 {
 		return none, nil
 	}
-	spaces, err := s.options.Directory.DeveloperSpaces(ctx, who.Subject, nil)
+	spaces, err := s.directoryOf(who).DeveloperSpaces(ctx, who.Subject, nil)
 	if err != nil || len(spaces) == 0 {
 		return none, err
 	}
-	known, err := s.options.Directory.Apps(ctx, apps)
+	known, err := s.directoryOf(who).Apps(ctx, apps)
 	if err != nil {
 		return none, err
 	}

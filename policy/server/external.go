@@ -41,6 +41,8 @@ func (s *Server) external() http.Handler {
 		{http.MethodPost, api.PathCleanup, "cleanup", versioned(s.authorised(s.cleanup, admin...))},
 		{http.MethodGet, api.PathTags, "tags", versioned(s.authorised(s.tags, admin...))},
 		{http.MethodGet, api.PathApps, "apps", s.authorised(s.apps, policies...)},
+		{http.MethodPost, api.PathApps, "register_app", s.authorised(s.registerApp, policies...)},
+		{http.MethodDelete, api.PathApp, "remove_app", s.authorised(s.removeApp, policies...)},
 		{http.MethodGet, api.PathCells, "cells", s.authorised(s.cells, cells...)},
 		{http.MethodPost, api.PathChange, "change_policies", s.authorised(s.changePolicies, policies...)},
 		{http.MethodPost, api.PathChangeDelete, "change_delete_policies", s.authorised(s.changeDeletePolicies, policies...)},

@@ -229,3 +229,11 @@ func (s *steadyStore) AddDomain(ctx context.Context, d policy.Hostname) (api.Rev
 func (s *steadyStore) RemoveDomain(ctx context.Context, d policy.Hostname) (api.Revision, error) {
 	return alter(ctx, s, func(ctx context.Context) (api.Revision, error) { return s.Store.RemoveDomain(ctx, d) })
 }
+
+func (s *steadyStore) RegisterApp(ctx context.Context, ref api.AppRef) (policy.AppID, error) {
+	return alter(ctx, s, func(ctx context.Context) (policy.AppID, error) { return s.Store.RegisterApp(ctx, ref) })
+}
+
+func (s *steadyStore) RemoveApp(ctx context.Context, app policy.AppID) error {
+	return changing(ctx, s, func(ctx context.Context) error { return s.Store.RemoveApp(ctx, app) })
+}

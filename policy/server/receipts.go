@@ -10,6 +10,7 @@ import (
 
 	"tulle/policy"
 	"tulle/policy/api"
+	"tulle/policy/auth"
 	"tulle/policy/hub"
 )
 
@@ -61,6 +62,10 @@ func (s *Server) addReceipt(w http.ResponseWriter, r *http.Request, answer *api.
 // enforced answers for a revision by the cells that it concerns; without one,
 // for the present revision by all cells.
 func (s *Server) enforced(w http.ResponseWriter, r *http.Request) error {
+	who, _ := auth.FromContext(r.Context())
+	if err := unlimited(who, "see the cells"); err != nil {
+		return err
+	}
 	wait, _, err := waitOf(r)
 	if err != nil {
 		return err

@@ -35,6 +35,10 @@ func (s *Server) apps(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) cells(w http.ResponseWriter, r *http.Request) error {
+	who, _ := auth.FromContext(r.Context())
+	if err := unlimited(who, "see the cells"); err != nil {
+		return err
+	}
 	list, err := s.store.Cells(r.Context())
 	if err != nil {
 		return err

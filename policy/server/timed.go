@@ -228,3 +228,12 @@ func (t *timedStore) RevokeCell(ctx context.Context, cell string) (api.Revocatio
 func (t *timedStore) Revocations(ctx context.Context) ([]api.Revocation, error) {
 	return observe(t, "revocations", func() ([]api.Revocation, error) { return t.Store.Revocations(ctx) })
 }
+
+func (t *timedStore) RegisterApp(ctx context.Context, ref api.AppRef) (policy.AppID, error) {
+	return observe(t, "register_app", func() (policy.AppID, error) { return t.Store.RegisterApp(ctx, ref) })
+}
+
+func (t *timedStore) RemoveApp(ctx context.Context, app policy.AppID) error {
+	_, err := observe(t, "remove_app", func() (nothing, error) { return nothing{}, t.Store.RemoveApp(ctx, app) })
+	return err
+}

@@ -110,6 +110,13 @@ type Store interface {
 
 	// Apps is the registry, by org, space and name.
 	Apps(ctx context.Context) ([]App, error)
+	// RegisterApp enters an app before any cell does, or finds it: by name, then it
+	// gets a GUID, or under the GUID given. ErrConflict where that or the name is
+	// another's.
+	RegisterApp(ctx context.Context, ref api.AppRef) (policy.AppID, error)
+	// RemoveApp forgets an app. ErrNotFound; ErrConflict while it has containers,
+	// policies or routes.
+	RemoveApp(ctx context.Context, app policy.AppID) error
 
 	Auditor
 	Keeper

@@ -1,6 +1,7 @@
 package sqlstore
 
 import (
+	"context"
 	"database/sql"
 	"fmt"
 
@@ -8,6 +9,7 @@ import (
 
 	"tulle/policy"
 	"tulle/policy/api"
+	"tulle/policy/store"
 )
 
 // defaultName is the org or space of an app that is named without one.
@@ -97,4 +99,50 @@ func (t *tx) guid(query, insert string, args ...any) (guid string, made bool, er
 	}
 	guid = uuid.NewString()
 	return guid, true, t.exec(insert, append(args, guid)...)
+}
+
+func (d *db) RegisterApp(ctx context.Context, ref api.AppRef) (app policy.AppID, err error) {
+	_, err = d.write(ctx, "register app", func(t *tx) error {
+		var why string
+		app, why, err = t.register(ref)
+		if err == nil && why != "" {
+			err = fmt.Errorf("%w: %s", store.ErrConflict, why)
+		}
+		return err
+	})
+	return app, err
+}
+
+func (d *db) RemoveApp(ctx context.Context, app policy.AppID) error {
+	if !d.storable(string(app)) {
+		return fmt.Errorf("%w: no app %q", store.ErrNotFound, app)
+	}
+	_, err := d.write(ctx, "remove app "+string(app), func(t *tx) error {
+		var ref api.AppRef
+		known, err := found(t.QueryRowContext(ctx, `SELECT a.guid, a.name, coalesce(s.name, ''), coalesce(o.name, '')
+			FROM apps a LEFT JOIN spaces s ON s.guid = a.space LEFT JOIN orgs o ON o.guid = s.org WHERE a.guid = ?`, string(app)).
+			Scan(&ref.GUID, &ref.Name, &ref.Space, &ref.Org))
+		if err != nil {
+			return err
+		}
+		if !known {
+			return fmt.Errorf("%w: no app %q", store.ErrNotFound, app)
+		}
+		for _, use := range []struct{ of, query string }{
+			{"containers", `SELECT count(*) FROM endpoints WHERE app = ?1`},
+			{"policies", `SELECT count(*) FROM policies WHERE source = ?1 OR destination = ?1`},
+			{"routes", `SELECT count(*) FROM routes WHERE app = ?1`},
+		} {
+			var n int
+			if err := t.row(&n, use.query, string(app)); err != nil {
+				return err
+			}
+			if n > 0 {
+				return fmt.Errorf("%w: app %s has %d %s", store.ErrConflict, app, n, use.of)
+			}
+		}
+		t.audit(api.AppRemove, string(app), auditApp(ref), nil)
+		return t.exec(`DELETE FROM apps WHERE guid = ?`, string(app))
+	})
+	return err
 }

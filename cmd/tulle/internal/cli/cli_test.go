@@ -38,6 +38,7 @@ type server struct {
 	mu       sync.Mutex
 	policies []policy.Policy
 	asked    []string // method and path of each request
+	sent     string   // body of the last registration
 	fail     []int    // statuses to answer the next requests with
 	failBody string
 }
@@ -88,6 +89,13 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			{GUID: dbStage, Name: "db", Space: "stage", SpaceGUID: "ss", Org: "acme", OrgGUID: "ac"},
 			{GUID: cache, Name: "cache", Space: "shared", SpaceGUID: "sh", Org: "infra", OrgGUID: "in", Instances: 3},
 		}})
+	case "POST /v1/apps":
+		s.sent = string(body)
+		answer(api.Registered{GUID: "new-guid"})
+	case "DELETE /v1/apps/" + cache:
+		w.WriteHeader(http.StatusNoContent)
+	case "DELETE /v1/apps/" + web:
+		refuse(http.StatusConflict, "remove app: conflict: app has 2 containers")
 	case "GET /v1/cells":
 		answer(api.Cells{})
 	case "GET /v1/endpoints":

@@ -33,16 +33,6 @@ func list[T any](p *program, use, short, path string, rows func(T) [][]string) *
 	}
 }
 
-func (p *program) apps() *cobra.Command {
-	return list(p, "apps", "List the apps that cells have registered", api.PathApps, func(l api.Apps) [][]string {
-		rows := [][]string{{"name", "instances", "space", "org", "guid"}}
-		for _, a := range l.Apps {
-			rows = append(rows, []string{a.Name, strconv.Itoa(a.Instances), a.Space, a.Org, string(a.GUID)})
-		}
-		return rows
-	})
-}
-
 func (p *program) cells() *cobra.Command {
 	return list(p, "cells", "List the cells and foreign peers", api.PathCells, func(l api.Cells) [][]string {
 		rows := [][]string{{"name", "kind", "mode", "underlay", "subnet", "alive", "revision", "last seen", "lease expires"}}
