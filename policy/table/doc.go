@@ -6,24 +6,27 @@
 // that is not already near. One writer at a time, the applier of policy changes,
 // adds and removes rules while readers go on.
 //
-// The table is an extendible hash in three steps. A root of fixed size picks a
-// region, a region's directory picks a shard, and a shard is a small hash table
-// that never changes once published. An update copies one shard and swaps the
-// pointers to it; a shard that is full is split in two, and now and then its
-// region's directory, never the whole table's, doubles. So an update's cost
-// follows the change and not the table, and it has no bad day:
+// The table is a hash in two steps. A root of fixed size picks a shard, and a shard
+// is a small hash table that never changes once published:
 //
-//	hash  63…58     57…32                       31…0
-//	      region    directory, low bits first   first bucket
+//	hash  63…50   49…
+//	      root    bucket, then slot
 //
-//	Table.root ─► region ─► directory ─► shard ─► bucket {5 pairs, 5 ranges}
-//	 fixed         doubles on its own     31        └─► spans, where a pair has several
+//	Table.root ─► shard: bucket {5 keys, 5 ranges, which key is where} … lists of ranges
+//
+// An update copies one shard, of about 60 keys where there are a million, and swaps
+// the pointer to it. With many millions shards grow, and updates with them; lookups
+// don't.
 //
 // What a reader sees is some state between the start and the end of its call. A
-// rule that nobody removes is seen by every lookup, whatever else is going on:
-// a shard is whole before a pointer leads to it, and what replaces it holds all
-// it held but for the rule that goes.
+// rule that nobody removes is seen by every lookup, whatever else is going on: a
+// shard is whole before a pointer leads to it, and what replaces it holds all it
+// held but for the rule that goes.
 //
 // The hash is seeded for each table, so that nobody can choose applications whose
 // rules collide.
+//
+// Shards are memory of numbers only, read by unsafe pointers: the number of a
+// shard's buckets travels in the low bits of the pointer to it. Nothing outside of
+// shard.go, bucket.go, spans.go and Lookup knows.
 package table

@@ -1,142 +1,71 @@
 package table
 
-import "tulle/policy"
+import "unsafe"
+
+// shard is a small hash table that never changes once it is published: one piece of
+// memory without pointers, first buckets, then the lists of keys that have several
+// ranges.
+//
+//	p ──┐
+//	    ▼
+//	┌──────────┬─────────┬───┬──────────────┬───────────────────────┬──────
+//	│ bucket 0 │ 1       │ … │ 1<<depth - 1 │ what the last has no  │ lists
+//	└──────────┴─────────┴───┴──────────────┴─room for, mostly none─┴──────
+//
+// Buckets begin at multiples of 64, and p points as many bytes into the first as a
+// hash is to be shifted by to become a bucket's offset. So whoever has p knows at
+// once which line to ask memory for.
+type shard struct{ p unsafe.Pointer }
 
 const (
-	// bucketSlots make a bucket one cache line.
-	bucketSlots = 5
-	// buckets make a shard 2040 bytes: with the allocator's 8-byte header one
-	// object of 2048, its buckets on cache lines.
-	buckets = 31
-	// fill is how many keys a shard takes before it splits. It leaves room, so
-	// that few buckets run over.
-	fill = 72
+	shiftMask = lineSize - 1
+	hashBits  = 64 - 6 // 6 are those of an offset in a bucket
 )
 
-// shard is a small hash table of buckets. It never changes once it is published.
-type shard struct {
-	lists   []spans // of the keys that have several ranges
-	_       [32]byte
-	buckets [buckets]bucket
+// nothing is the shard of no rules, the same for all tables.
+var nothing = newShard(0, 0, 0)
+
+// newShard is an empty one with 1<<depth buckets where a search may begin, some
+// more, and room for so many spans.
+func newShard(depth, more, spans int) shard {
+	lines := 1<<depth + more + (spans*spanSize+lineSize-1)/lineSize
+	first := unsafe.Pointer(unsafe.SliceData(make([]bucket, lines)))
+	if uintptr(first)%lineSize != 0 { // the allocator has aligned whole lines to lines so far, but never said so
+		first = unsafe.Pointer(unsafe.SliceData(make([]bucket, lines+1)))
+		first = unsafe.Add(first, -uintptr(first)%lineSize)
+	}
+	return shard{unsafe.Add(first, hashBits-depth)}
 }
 
-// bucket holds the keys whose hash begins there. Where they are more than its
-// slots it runs over, and the next bucket has the rest.
-type bucket struct {
-	pairs  [bucketSlots]uint64 // 0: empty
-	ranges [bucketSlots]ports  // for a slot whose bit is set in odd: place in the shard's lists
-	odd    uint32              // a bit for each slot that has a list, and runsOver
-}
+// shift makes a hash an offset.
+func (s shard) shift() uintptr { return uintptr(s.p) & shiftMask }
 
-const runsOver = 1 << 31
-
-// ports is a port range in one word: its start above its length. 0 holds no
-// port; a rule's start is at least 1, so the length fits.
-type ports uint32
-
-func portsOf(r policy.PortRange) ports {
-	return ports(r.Start)<<16 | ports(r.End-r.Start+1)
-}
-
-func (p ports) domain() policy.PortRange {
-	return policy.PortRange{Start: uint16(p >> 16), End: uint16(p>>16 + p - 1)}
-}
-
-func (p ports) contains(port uint16) bool {
-	// A port below start wraps around to more than any length.
-	return uint32(port)-uint32(p>>16) < uint32(p&0xFFFF)
-}
-
-// entry is one key with its ranges outside of any shard, as the writer carries
-// it from one to the next.
-type entry struct {
-	hash, pair uint64
-	one        ports // the only range, where list is nil
-	list       spans
-}
+func (s shard) depth() int { return hashBits - int(s.shift()) }
 
 // home is the bucket where the search for a hash begins.
-func home(h uint64) uint { return uint(uint64(uint32(h)) * buckets >> 32) }
-
-// walk is Lookup where a bucket runs over or a key has a list.
-func (s *shard) walk(h, pair uint64, port uint16) bool {
-	b, i := s.find(h, pair)
-	if b == nil {
-		return false
-	}
-	if b.odd>>i&1 != 0 {
-		return s.lists[b.ranges[i]].contains(port)
-	}
-	return b.ranges[i].contains(port)
+func (s shard) home(hash uint64) *bucket {
+	return (*bucket)(unsafe.Add(s.p, int(hash>>s.shift()&^shiftMask)-int(s.shift())))
 }
+
+func (s shard) first() unsafe.Pointer { return unsafe.Add(s.p, -int(s.shift())) }
+
+// bucket is the one with that number.
+func (s shard) bucket(i int) *bucket { return (*bucket)(unsafe.Add(s.first(), i*lineSize)) }
 
 // find is where a key is; without it, nil.
-func (s *shard) find(h, pair uint64) (*bucket, int) {
-	for at := home(h); ; {
-		b := &s.buckets[at]
-		for i := range b.pairs {
-			if b.pairs[i] == pair {
-				return b, i
-			}
+func (s shard) find(key uint64) (b *bucket, i int) {
+	for b = s.home(below(key)); ; b = b.next() {
+		if i = b.find(key); i >= 0 {
+			return b, i
 		}
-		if b.odd&runsOver == 0 {
+		if b.how&runsOver == 0 {
 			return nil, 0
 		}
-		if at++; at == buckets {
-			at = 0
-		}
 	}
 }
 
-// newShard holds the entries, at most fill of them, each key once.
-func newShard(entries []entry) *shard {
-	s := new(shard)
-	for i := range entries {
-		s.put(&entries[i])
-	}
-	return s
-}
-
-// put places a key that is not there yet into a shard that nobody else has seen.
-func (s *shard) put(e *entry) {
-	for at := home(e.hash); ; {
-		b := &s.buckets[at]
-		for i := range b.pairs {
-			if b.pairs[i] != 0 {
-				continue
-			}
-			b.pairs[i], b.ranges[i] = e.pair, e.one
-			if e.list != nil {
-				b.ranges[i] = ports(len(s.lists))
-				b.odd |= 1 << i
-				s.lists = append(s.lists, e.list)
-			}
-			return
-		}
-		b.odd |= runsOver
-		if at++; at == buckets {
-			at = 0
-		}
-	}
-}
-
-// spans are the ranges of the key at slot i of b.
-func (s *shard) spans(b *bucket, i int) spans {
-	if b.odd>>i&1 != 0 {
-		return s.lists[b.ranges[i]]
-	}
-	r := b.ranges[i].domain()
-	return spans{{r.Start, r.End, r.End}}
-}
-
-// keys counts the slots in use.
-func (s *shard) keys() (n int) {
-	for at := range s.buckets {
-		for _, pair := range s.buckets[at].pairs {
-			if pair != 0 {
-				n++
-			}
-		}
-	}
-	return n
+// list is what stands where a key's range says, in words of 16 bits from the shard's
+// beginning: a span that holds how many there are, and then these.
+func (s shard) list(at ports) list {
+	return list{unsafe.Add(s.first(), uintptr(at)*wordSize)}
 }

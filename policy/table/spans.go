@@ -3,6 +3,7 @@ package table
 import (
 	"slices"
 	"sort"
+	"unsafe"
 
 	"tulle/policy"
 )
@@ -11,25 +12,16 @@ import (
 // all before it.
 type span struct{ start, end, highest uint16 }
 
+const (
+	wordSize  = 2
+	spanWords = 3
+	spanSize  = spanWords * wordSize
+)
+
 // spans are the ranges of one key, ordered by start and then by end. They may
 // overlap and are not merged, so that one can be taken out again. A value never
 // changes; insert and remove return new ones.
 type spans []span
-
-// contains finds the last span that starts at or before port. Of those up to it
-// one holds port exactly when the highest of their ends is not below it.
-func (l spans) contains(port uint16) bool {
-	lo, hi := 0, len(l) // all before lo start at or before port, all from hi on after it
-	for lo < hi {
-		mid := int(uint(lo+hi) >> 1)
-		if l[mid].start <= port {
-			lo = mid + 1
-		} else {
-			hi = mid
-		}
-	}
-	return lo > 0 && port <= l[lo-1].highest
-}
 
 // place is where r stands or would stand.
 func (l spans) place(r policy.PortRange) (i int, found bool) {
@@ -62,4 +54,36 @@ func (l spans) raise(i int) {
 		highest = max(highest, l[i].end)
 		l[i].highest = highest
 	}
+}
+
+// list is spans in a shard, behind one that holds how many they are.
+type list struct{ head unsafe.Pointer }
+
+func (l list) span(i int) *span { return (*span)(unsafe.Add(l.head, i*spanSize)) }
+
+func (l list) length() int { return int(l.span(0).start) | int(l.span(0).end)<<16 }
+
+func (l list) spans() spans { return unsafe.Slice(l.span(1), l.length()) }
+
+// put writes spans to where there is room for them and returns how much that was.
+func (l list) put(spans spans) (words int) {
+	*l.span(0) = span{start: uint16(len(spans)), end: uint16(len(spans) >> 16)}
+	for i, r := range spans {
+		*l.span(1 + i) = r
+	}
+	return (1 + len(spans)) * spanWords
+}
+
+// upTo is the last span that starts at or before port, or 0. Of those up to it one
+// holds port exactly when the highest of their ends is not below it.
+func (l list) upTo(port uint16) int {
+	lo, hi := 0, l.length()
+	for lo < hi {
+		if mid := (lo + hi + 1) >> 1; l.span(mid).start <= port {
+			lo = mid
+		} else {
+			hi = mid - 1
+		}
+	}
+	return lo
 }

@@ -1,9 +1,9 @@
 package table
 
 import (
-	"math/bits"
 	"math/rand/v2"
 	"sync/atomic"
+	"unsafe"
 
 	"tulle/policy"
 )
@@ -13,6 +13,10 @@ import (
 // no others; a lookup for another tag never finds them.
 const Any policy.Tag = 1<<32 - 1
 
+// tagLimit is above every other tag that a rule may have, see New. The wire has 16
+// bits.
+const tagLimit policy.Tag = 1 << 24
+
 // Rule lets Src open flows to Dst. Rules are the same exactly when all fields
 // are equal; they may overlap, and each is removed on its own.
 type Rule struct {
@@ -21,88 +25,103 @@ type Rule struct {
 	Ports    policy.PortRange
 }
 
-const (
-	rootBits = 6
-	// regionShift puts the bits that pick a shard above those that pick a bucket.
-	regionShift = 32
-)
+// valid tells rules that a policy makes from those that are to match nothing.
+func (r Rule) valid() bool {
+	tag := func(t policy.Tag) bool { return t != policy.NoTag && t < tagLimit || t == Any }
+	return tag(r.Src) && tag(r.Dst) && (r.Protocol == policy.TCP || r.Protocol == policy.UDP) && r.Ports.Validate() == nil
+}
 
-// part of the root by protocol. Part 0 is of those that no rule can name; it
-// stays empty.
-var part = [256]uint8{policy.TCP: 1, policy.UDP: 2}
+// rootBits leaves a million rules about 60 to a shard, and the root itself small
+// enough to stay in the cache of a processor that looks things up.
+const rootBits = 14
 
 // Table is a set of rules. Its zero value is not usable, see New.
 type Table struct {
-	seed [2]uint64
-	root [3 << rootBits]root // by protocol, then by hash
+	root   [1 << rootBits]unsafe.Pointer // the p of shards
+	factor uint64
+	seed   [256]uint64 // by protocol
 
 	// Written by the writer, on lines of their own: readers must not lose the
-	// root to every update.
+	// seeds to every update.
 	_          [64]byte
 	rules      atomic.Int64
 	generation atomic.Uint64
 }
 
 // New is an empty table: everything is denied.
+//
+// Seeds are secret and each protocol has its own. Their highest bytes differ so
+// that no key of one protocol is ever one of another: there a rule's tags have the
+// same bit eight times. Nor is a key ever 0, which is what an empty slot holds.
 func New() *Table {
-	t := &Table{seed: [2]uint64{rand.Uint64(), rand.Uint64() | 1}}
+	secret := func(highest uint64) uint64 { return rand.Uint64()>>8 | highest<<56 }
+	t := &Table{factor: rand.Uint64() | 1}
+	none := secret(4)
+	for p := range t.seed {
+		t.seed[p] = none
+	}
+	t.seed[policy.TCP], t.seed[policy.UDP] = secret(1), secret(2)
 	for i := range t.root {
-		t.root[i].Store(nowhere)
+		t.root[i] = nothing.p
 	}
 	return t
 }
 
-// pairOf is both tags in one word.
-func pairOf(src, dst policy.Tag) uint64 { return uint64(src)<<32 | uint64(dst) }
-
-// hash folds a 128-bit product, so that every bit of the pair and of the seed
-// reaches every bit of the result, and mixes the halves once more.
-func (t *Table) hash(pair uint64) uint64 {
-	hi, lo := bits.Mul64(pair^t.seed[0], t.seed[1])
-	h := (hi ^ lo) * 0x9E3779B97F4A7C15
-	return h ^ h>>32
+// key is what is kept and looked for: protocol and tags in one word, each its own.
+// The multiplication makes its high bits a hash in the same stroke: those of two
+// keys agree about as rarely as chance has it, whichever the keys, for nearly
+// every factor. An odd factor loses nothing.
+func (t *Table) key(src, dst policy.Tag, proto policy.Protocol) uint64 {
+	return ((uint64(src)<<32 | uint64(dst)) ^ t.seed[proto]) * t.factor
 }
 
-// region is the root's place for a hash.
-func (t *Table) region(h uint64, proto policy.Protocol) *root {
-	return &t.root[h>>(64-rootBits)+uint64(part[proto])<<rootBits]
-}
+// place is where in the root a key's shard is; below is the hash that is left to
+// find it there.
+func place(key uint64) uint64 { return key >> (64 - rootBits) }
+func below(key uint64) uint64 { return key << rootBits }
 
 // Lookup reports whether a rule lets src open a flow to dst on that protocol and
 // port. Any goroutine may call it at any time.
 //
-// Which slot has the key, or whether one does, decides no branch (the ifs become
-// conditional moves): a branch would wait for the cache line, and where the
-// processor guesses it wrong it cannot have begun with the next lookup
-// meanwhile. For the same reason nothing is asked that the tables can answer: a
-// protocol without rules has an empty part of the root, a pair with NoTag is in
-// no slot, and an empty slot's range holds no port.
+// In a big table a lookup waits for one cache line from memory, and what counts is
+// how many of the lookups to come the processor has begun meanwhile. Its room for
+// that is counted in instructions, so they are few: one slot is looked at; nothing
+// is asked that the shard answers as well (a protocol or a pair that no rule can
+// name is in no slot, an empty slot holds no port); no function is called, which
+// would need a frame; and what is called below and inlined stands here by itself
+// where that leaves fewer. And which slot has the key, or whether one does, decides
+// no branch (the if becomes a conditional move): where the processor guesses one
+// wrong, it has begun in vain.
 func (t *Table) Lookup(src, dst policy.Tag, proto policy.Protocol, port uint16) bool {
-	pair := pairOf(src, dst)
-	h := t.hash(pair)
-	s := t.region(h, proto).Load().shard(h)
-	b := &s.buckets[home(h)]
-	if b.odd != 0 {
-		return s.walk(h, pair, port)
+	key := t.key(src, dst, proto)
+	p := atomic.LoadPointer(&t.root[key>>(64-rootBits)])
+	hash := key << rootBits
+	// shard.home and, further down, slot
+	b := (*bucket)(unsafe.Add(p, int(hash>>(uintptr(p)&shiftMask)&^shiftMask)-int(uintptr(p)&shiftMask)))
+	for b.how >= odd { // seldom: then it is searched
+		for i := range b.keys {
+			switch {
+			case b.keys[i] != key:
+				continue
+			case !b.hasList(i):
+				return b.ranges[i].contains(port)
+			}
+			l := shard{p}.list(b.ranges[i])
+			n := l.upTo(port)
+			return n > 0 && port <= l.span(n).highest
+		}
+		if b.how&runsOver == 0 {
+			return false
+		}
+		b = b.next()
 	}
-	var found ports
-	r0, r1, r2, r3, r4 := b.ranges[0], b.ranges[1], b.ranges[2], b.ranges[3], b.ranges[4]
-	if b.pairs[0] == pair {
-		found = r0
+	i := hash * uint64(b.how) >> 32 * bucketSlots >> 32
+	found := b.ranges[i]
+	count := found.count()
+	if b.keys[i] != key {
+		count = 0
 	}
-	if b.pairs[1] == pair {
-		found = r1
-	}
-	if b.pairs[2] == pair {
-		found = r2
-	}
-	if b.pairs[3] == pair {
-		found = r3
-	}
-	if b.pairs[4] == pair {
-		found = r4
-	}
-	return found.contains(port)
+	return found.offset(port) < count
 }
 
 // Len is the number of rules. Any goroutine may call it.
