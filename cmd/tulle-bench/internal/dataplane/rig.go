@@ -9,6 +9,7 @@ import (
 
 	"tulle/cmd/tulle-bench/internal/bench"
 	"tulle/cmd/tulle-bench/internal/netlab"
+	"tulle/cmd/tulle-bench/internal/traffic"
 	"tulle/policy/api"
 )
 
@@ -101,7 +102,7 @@ func besideKernel(ctx context.Context, run *bench.Run, plain bool, cells int, f 
 	if err := r.setKernel(ctx, plain, cells); err != nil {
 		return err
 	}
-	run.Note("MTU of the endpoints %d, of the underlay %d; the peer's rules are %s's", r.tulle.mtu, netlab.MTU, r.kernel.Filter)
+	run.Note("MTU of the endpoints %d, of the underlay %d; TCP by %s; the peer's rules are those of %s", r.tulle.mtu, netlab.MTU, traffic.Congestion(), r.kernel.Filter)
 	return f(r)
 }
 

@@ -5,8 +5,10 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/net/ipv4"
@@ -132,12 +134,16 @@ func crr(o Order) (Result, error) {
 	return Result{PerSecond: rate, Median: all[len(all)/2]}, nil
 }
 
-// dialer's connections go through the poller: here many wait at once.
+// connectOnce's connections go through the poller: here many wait at once.
 func connectOnce(o Order) error {
-	c, err := net.DialTCP("tcp4", nil, &net.TCPAddr{IP: o.To.AsSlice(), Port: Port})
+	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) { setCongestion(int(fd)) })
+	}}
+	conn, err := d.Dial("tcp4", netip.AddrPortFrom(o.To, Port).String())
 	if err != nil {
 		return err
 	}
+	c := conn.(*net.TCPConn)
 	defer c.Close()
 	if err := c.SetLinger(0); err != nil {
 		return err

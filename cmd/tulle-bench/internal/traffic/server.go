@@ -1,11 +1,13 @@
 package traffic
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"net"
 	"os"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/net/ipv4"
@@ -31,7 +33,10 @@ var begun = time.Now()
 func now() int64 { return int64(time.Since(begun)) }
 
 func serve() (*server, error) {
-	l, err := net.Listen("tcp4", fmt.Sprintf(":%d", Port))
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) { setCongestion(int(fd)) }) // connections inherit it
+	}}
+	l, err := lc.Listen(context.Background(), "tcp4", fmt.Sprintf(":%d", Port))
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,7 @@ func dial(to netip.Addr) (fd int, err error) {
 		unix.Close(fd)
 		return -1, err
 	}
+	setCongestion(fd)
 	for {
 		err = unix.Connect(fd, &unix.SockaddrInet4{Port: Port, Addr: to.As4()})
 		if err != unix.EINTR {
@@ -29,6 +30,32 @@ func dial(to netip.Addr) (fd int, err error) {
 		return -1, fmt.Errorf("connect to %s: %w", to, err)
 	}
 	return fd, nil
+}
+
+// congestion is the congestion control of all streams. It is what Linux has
+// unless told otherwise; where a host's default is another (bbr, which paces by
+// timers), it would be that, and not the path, which is measured.
+const congestion = "cubic"
+
+// setCongestion does so if this user may: others than root may have only what
+// net.ipv4.tcp_allowed_congestion_control lists.
+func setCongestion(fd int) {
+	_ = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, congestion) // Congestion tells
+}
+
+// Congestion is the congestion control that streams of this user have.
+func Congestion() string {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return "unknown"
+	}
+	defer unix.Close(fd)
+	setCongestion(fd)
+	name, err := unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+	if err != nil {
+		return "unknown"
+	}
+	return name
 }
 
 // abort closes a connection by RST, so that no port waits.
