@@ -209,6 +209,7 @@ func (l *life) enter(e endpoint.Endpoint, dev tun.Device, line line) error {
 	}
 	at := &attachment{e: e, line: line}
 	l.attached[e.Container] = at
+	l.names.SetLocal(localInstance(e, e.AppID))
 	l.watch(at)
 	return nil
 }
@@ -223,6 +224,7 @@ func (l *life) leave(container string) {
 	if !ok {
 		return
 	}
+	l.names.RemoveLocal(at.e.Address)
 	if err := at.line.close(); err != nil {
 		l.d.log.Warn("lifeline did not close", "container", container, "err", err)
 	}

@@ -48,7 +48,10 @@ type Config struct {
 	Metrics     string         // host:port; "": none
 	Allow       []control.Grant
 	Resolvers   []netip.AddrPort // optional: the host's
-	Hide        []string         // further directories that a contained command must not see
+	// EmptyUnknown answers an internal name that nobody has with no data, as the
+	// original does, instead of "no such name".
+	EmptyUnknown bool
+	Hide         []string // further directories that a contained command must not see
 
 	Holder holder.Keeper // the Daemon closes it
 	Log    *slog.Logger

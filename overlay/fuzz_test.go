@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"tulle/overlay/datapath"
+	"tulle/overlay/dns"
 	"tulle/overlay/fib"
 	"tulle/policy"
 	"tulle/policy/api"
@@ -34,7 +35,7 @@ func FuzzEvent(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w := newWorld("self", fibTable, table.New(), table.New(), noCuts{}, newTunnels(slog.New(slog.DiscardHandler)))
+		w := newWorld("self", fibTable, table.New(), table.New(), noCuts{}, newTunnels(slog.New(slog.DiscardHandler)), dns.NewNames(netip.Prefix{}))
 		var first, e api.Event
 		if err := json.Unmarshal([]byte(known), &first); err != nil {
 			t.Fatal(err)

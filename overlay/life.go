@@ -34,7 +34,8 @@ type life struct {
 	tunnel    *wireguard.Tunnel // nil in mode vxlan
 	resumed   bool              // the lease is a former life's, at the same ports
 	path      *datapath.Path
-	resolver  *dns.Forwarder
+	resolver  *dns.Resolver
+	names     *dns.Names
 	registrar *registrar
 	renew     chan struct{} // capacity 1: renew the lease now
 	fail      context.CancelCauseFunc
@@ -210,7 +211,8 @@ func (l *life) build() error {
 		return err
 	}
 	policies, reach := table.New(), table.New()
-	l.resolver = dns.New(dns.Options{Upstreams: l.d.cfg.Resolvers, Overlay: l.lease.Network, Log: l.d.log})
+	l.names = dns.NewNames(l.lease.Subnet)
+	l.resolver = dns.New(dns.Options{Upstreams: l.d.cfg.Resolvers, Overlay: l.lease.Network, Names: l.names, EmptyUnknown: l.d.cfg.EmptyUnknown, Log: l.d.log})
 	o := datapath.Options{
 		MTU: l.mtu, IPv4Only: !l.ipv6(), Conn: l.socket, FIB: f, Policies: policies, Reach: reach,
 		Resolver:     l.resolve,
@@ -226,7 +228,7 @@ func (l *life) build() error {
 		}
 		return errors.Join(err, l.resolver.Close())
 	}
-	l.world = newWorld(l.d.client.Cell(), f, policies, reach, l.path, tunnels)
+	l.world = newWorld(l.d.client.Cell(), f, policies, reach, l.path, tunnels, l.names)
 	l.registrar = newRegistrar(l)
 	return nil
 }

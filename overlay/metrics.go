@@ -26,7 +26,7 @@ type metrics struct {
 	attaches *prometheus.HistogramVec
 
 	packets, bytes, drops, answers, limited, cut, flows, policies, revision, connected, lag,
-	reconnects, peers, remotes, endpoints, addresses, held, lease, lookup, queries *prometheus.Desc
+	reconnects, peers, remotes, endpoints, addresses, held, lease, lookup, queries, prohibited, names *prometheus.Desc
 }
 
 func newMetrics(d *Daemon) *metrics {
@@ -63,6 +63,8 @@ func newMetrics(d *Daemon) *metrics {
 		lease:      desc("lease_remaining_seconds", "Time until this cell stops passing packets unless its lease is renewed."),
 		lookup:     desc("lookup_seconds", "Mean time of a policy lookup, measured on rules of this cell while this page was made."),
 		queries:    desc("dns_queries_total", "Queries of containers to the resolver, by what became of them.", "result"),
+		prohibited: desc("dns_prohibited_total", "Internal names that were answered to a container which no policy lets reach any of their instances."),
+		names:      desc("dns_names", "Internal names known."),
 	}
 	m.registry.MustRegister(m, m.update, m.attaches, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -167,9 +169,12 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	counter(m.reconnects, uint64(w.Reconnects))
 	q := l.resolver.Stats()
 	for result, n := range map[string]uint64{"answered": q.Answered, "internal": q.Internal, "failed": q.Failed, "refused": q.Refused,
-		"malformed": q.Malformed, "over_source": q.OverSource, "over_queue": q.OverQueue, "late": q.Late} {
+		"malformed": q.Malformed, "over_source": q.OverSource, "over_queue": q.OverQueue, "late": q.Late, "cached": q.Cached, "rebinding": q.Rebinding} {
 		counter(m.queries, n, result)
 	}
+	counter(m.prohibited, q.Prohibited)
+	names, _ := l.names.Count()
+	gauge(m.names, float64(names))
 }
 
 // serve binds address; the function it returns answers until its context ends.

@@ -207,6 +207,7 @@ func (l *life) changeApp(container string, id policy.AppID) {
 	if at.waiting {
 		return
 	}
+	l.names.SetLocal(localInstance(at.e, id))
 	l.world.fib.Update(func(b *fib.Builder) {
 		if local, _, _ := b.Lookup(at.e.Address); local != nil {
 			next := *local

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"tulle/overlay/dns"
 	"tulle/overlay/fib"
 	"tulle/overlay/wireguard"
 	"tulle/policy/api"
@@ -47,7 +48,7 @@ func tunnelWorld(t *testing.T) (*world, *calls, *bytes.Buffer) {
 	c := &calls{}
 	tunnels := newTunnels(slog.New(slog.NewTextHandler(&log, nil)))
 	tunnels.sessions = c
-	return newWorld("self", f, table.New(), table.New(), &recorder{}, tunnels), c, &log
+	return newWorld("self", f, table.New(), table.New(), &recorder{}, tunnels, dns.NewNames(netip.Prefix{})), c, &log
 }
 
 func tunnelPeer(n, key byte) api.Peer {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"tulle/overlay/datapath"
+	"tulle/overlay/dns"
 	"tulle/overlay/fib"
 	"tulle/policy"
 	"tulle/policy/api"
@@ -22,6 +23,7 @@ type world struct {
 	reach    *table.Table
 	path     cutter
 	tunnels  *tunnels
+	names    *dns.Names
 
 	epoch     api.Epoch
 	revision  api.Revision
@@ -32,6 +34,7 @@ type world struct {
 	reachable map[table.Rule]int // rules of reach, by how many policies need them
 	endpoints map[string]map[netip.Addr]api.Endpoint
 	peers     map[string]api.Peer
+	lost      []string // cells that nobody hears of
 }
 
 // cutter ends flows; it is the datapath's Path.
@@ -41,9 +44,9 @@ type cutter interface {
 	CutPeer(id uint32) int
 }
 
-func newWorld(self string, f *fib.Table, policies, reach *table.Table, path cutter, tunnels *tunnels) *world {
+func newWorld(self string, f *fib.Table, policies, reach *table.Table, path cutter, tunnels *tunnels, names *dns.Names) *world {
 	return &world{
-		self: self, fib: f, policies: policies, reach: reach, path: path, tunnels: tunnels,
+		self: self, fib: f, policies: policies, reach: reach, path: path, tunnels: tunnels, names: names,
 		known: map[policy.Policy]table.Rule{}, byApp: map[policy.AppID]map[policy.Policy]struct{}{},
 		tags: map[policy.AppID]policy.Tag{}, reachable: map[table.Rule]int{},
 		endpoints: map[string]map[netip.Addr]api.Endpoint{}, peers: map[string]api.Peer{},
@@ -77,6 +80,7 @@ func (w *world) take(e api.Event) error {
 	case e.Heartbeat != nil:
 		w.revision, w.floor = e.Heartbeat.Revision, e.Heartbeat.Floor
 	}
+	w.takeNames(e)
 	return nil
 }
 
@@ -252,6 +256,7 @@ func (w *world) removePolicies(d *change, cut *cuts) {
 		}
 		w.uninstall(p, rule, cut)
 		delete(w.known, p)
+		w.names.Allow(p.Source, p.Destination, -1)
 		for _, app := range []policy.AppID{p.Source, p.Destination} {
 			delete(w.byApp[app], p)
 			if len(w.byApp[app]) == 0 {
@@ -309,6 +314,7 @@ func (w *world) addPolicies(d *change) {
 			continue
 		}
 		w.known[p] = table.Rule{}
+		w.names.Allow(p.Source, p.Destination, 1)
 		for _, app := range []policy.AppID{p.Source, p.Destination} {
 			if w.byApp[app] == nil {
 				w.byApp[app] = map[policy.Policy]struct{}{}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"tulle/overlay/datapath"
+	"tulle/overlay/dns"
 	"tulle/overlay/fib"
 	"tulle/policy"
 	"tulle/policy/api"
@@ -46,7 +47,7 @@ func emptyWorld(t *testing.T) (*world, *recorder) {
 		t.Fatal(err)
 	}
 	r := &recorder{pairs: map[datapath.Pair]bool{}, endpoints: map[netip.Addr]uint64{}}
-	return newWorld("self", f, table.New(), table.New(), r, newTunnels(slog.New(slog.DiscardHandler))), r
+	return newWorld("self", f, table.New(), table.New(), r, newTunnels(slog.New(slog.DiscardHandler)), dns.NewNames(netip.Prefix{})), r
 }
 
 // told is what a policy server would say, in the obvious form.

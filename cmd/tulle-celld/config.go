@@ -31,6 +31,7 @@ type config struct {
 	Metrics     string         `yaml:"metrics"`     // host:port; "": off
 	Allow       []grant        `yaml:"allow"`       // who may attach, beside root and the daemon's own user
 	Resolvers   []resolver     `yaml:"resolvers"`   // DNS servers; default: the host's
+	DNSUnknown  string         `yaml:"dns_unknown"` // answer to an internal name that nobody has: nxdomain (default), or empty as Cloud Foundry's
 	Hide        []string       `yaml:"hide"`        // directories that contained commands must not see, beside the daemon's own
 	LogLevel    slog.Level     `yaml:"log_level"`   // debug, info, warn, error
 }
@@ -54,6 +55,12 @@ func (g grant) Validate() error {
 	return errors.Join(errs...)
 }
 
+// What an internal name that nobody has is answered with.
+const (
+	dnsNXDomain = "nxdomain"
+	dnsEmpty    = "empty"
+)
+
 // resolver is a DNS server's address, with or without a port.
 type resolver struct{ netip.AddrPort }
 
@@ -72,7 +79,7 @@ func (r *resolver) UnmarshalText(b []byte) error {
 func defaults() *config {
 	return &config{
 		Socket: control.DefaultSocket(), Port: overlay.DefaultPort, Mode: api.ModeVXLAN, WireGuard: overlay.DefaultWireGuardPort,
-		Metrics: "127.0.0.1:9479", LogLevel: slog.LevelInfo,
+		DNSUnknown: dnsNXDomain, Metrics: "127.0.0.1:9479", LogLevel: slog.LevelInfo,
 	}
 }
 
@@ -97,6 +104,9 @@ func (c *config) Validate() error {
 		bad("underlay", "is missing")
 	case c.Underlay.IsUnspecified() || c.Underlay.IsMulticast() || c.Underlay.Is4In6() || c.Underlay.Is6() && c.Underlay.IsLinkLocalUnicast():
 		bad("underlay", "must be an address of this host that other cells reach")
+	}
+	if c.DNSUnknown != dnsNXDomain && c.DNSUnknown != dnsEmpty {
+		bad("dns_unknown", "must be %s or %s", dnsNXDomain, dnsEmpty)
 	}
 	if c.Mode != api.ModeVXLAN && c.Mode != api.ModeWireGuard {
 		bad("mode", "must be vxlan or wireguard")
@@ -150,5 +160,6 @@ func (c *config) daemon() overlay.Config {
 	for _, r := range c.Resolvers {
 		o.Resolvers = append(o.Resolvers, r.AddrPort)
 	}
+	o.EmptyUnknown = c.DNSUnknown == dnsEmpty
 	return o
 }

@@ -11,7 +11,7 @@ import (
 // FuzzQuery: whatever a container sends, the answer, if there is one, decodes,
 // has the query's id, is a response, and is no longer than the container takes;
 // and never is a datagram that is itself a response answered. Nobody is asked:
-// the forwarder has no resolver.
+// there is no resolver of the host's.
 func FuzzQuery(f *testing.F) {
 	seed := func(change func(*dns.Msg)) {
 		m := new(dns.Msg).SetQuestion("web.apps.internal.", dns.TypeA)
@@ -27,11 +27,18 @@ func FuzzQuery(f *testing.F) {
 	seed(func(m *dns.Msg) { m.Question[0].Name = "example.com." })
 	seed(func(m *dns.Msg) { m.Response = true })
 	seed(func(m *dns.Msg) { m.Question = nil })
+	seed(func(m *dns.Msg) { m.SetQuestion("_8081._tcp.web.apps.internal.", dns.TypeSRV).SetEdns0(4096, false) })
+	seed(func(m *dns.Msg) { m.SetQuestion("4.3.255.10.in-addr.arpa.", dns.TypePTR) })
+	seed(func(m *dns.Msg) { m.SetQuestion("1.web.apps.internal.", dns.TypeANY) })
 	f.Add([]byte{0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xC0, 12, 0, 1, 0, 1})
-	forwarder := New(Options{Upstreams: []netip.AddrPort{}, Workers: 1})
-	f.Cleanup(func() { forwarder.Close() })
+	resolver := New(Options{Upstreams: []netip.AddrPort{}, Workers: 1, Overlay: overlay, Names: acme()})
+	f.Cleanup(func() { resolver.Close() })
 	f.Fuzz(func(t *testing.T, b []byte) {
-		got := forwarder.answer(query{from: container, message: b, deadline: time.Now().Add(time.Minute)})
+		q := query{from: container, message: b, deadline: time.Now().Add(time.Minute)}
+		got, ask := resolver.immediate(q)
+		if ask != nil {
+			got = resolver.outside(q, ask)
+		}
 		if got == nil {
 			return
 		}
@@ -75,7 +82,7 @@ func FuzzAnswer(f *testing.F) {
 		if len(got.Question) == 0 && settles(got.Rcode) {
 			t.Fatalf("%x, without the question, was taken for the answer", b)
 		}
-		if wire := pack(restore(got, ask), ask); wire != nil && len(wire) > dns.MinMsgSize {
+		if wire := pack(restore(got, ask), ask, 0); wire != nil && len(wire) > dns.MinMsgSize {
 			t.Fatalf("%d bytes for an asker that takes %d", len(wire), dns.MinMsgSize)
 		}
 	})

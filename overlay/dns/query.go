@@ -18,37 +18,59 @@ const (
 	maxUDP = 1232
 )
 
-// answer is the reply to q in wire format, or nil where there is none to give.
-func (f *Forwarder) answer(q query) []byte {
+// immediate answers what needs no waiting: internal names, what the cache holds,
+// and what is no honest question. Otherwise ask is to be put to the outside; a
+// nil ask without an answer is dropped.
+func (r *Resolver) immediate(q query) (answer []byte, ask *dns.Msg) {
 	ask, rcode, err := decode(q.message)
 	switch {
 	case err != nil:
-		f.counters.malformed.Add(1)
-		return nil
+		r.counters.malformed.Add(1)
+		return nil, nil
 	case rcode == dns.RcodeFormatError:
-		f.counters.malformed.Add(1)
-		return pack(refusal(ask, rcode, nil), ask)
+		r.counters.malformed.Add(1)
+		return pack(refusal(ask, rcode, nil), ask, q.limit), nil
 	case rcode != dns.RcodeSuccess:
-		f.counters.refused.Add(1)
-		return pack(refusal(ask, rcode, nil), ask)
-	case f.isInternal(ask.Question[0].Name):
-		f.counters.internal.Add(1)
-		return pack(refusal(ask, dns.RcodeServerFailure, &dns.EDNS0_EDE{
-			InfoCode: dns.ExtendedErrorCodeNotReady, ExtraText: "internal names are not served here",
-		}), ask)
-	case !time.Now().Before(q.deadline):
-		f.counters.late.Add(1)
+		r.counters.refused.Add(1)
+		return pack(refusal(ask, rcode, nil), ask, q.limit), nil
+	}
+	if m := r.internal(q.from, ask); m != nil {
+		r.counters.internal.Add(1)
+		return pack(m, ask, q.limit), nil
+	}
+	now := r.now()
+	if last := r.looked.Load(); now.UnixNano()-last > int64(time.Second) && r.looked.CompareAndSwap(last, now.UnixNano()) {
+		r.upstreams.list() // which empties the cache where others are to be asked by now
+	}
+	if got := r.cache.get(ask, now); got != nil {
+		r.counters.cached.Add(1)
+		return pack(restore(got, ask), ask, q.limit), nil
+	}
+	return nil, ask
+}
+
+// outside asks the host's resolvers; nil where the asker has given up by now.
+func (r *Resolver) outside(q query, ask *dns.Msg) []byte {
+	if !time.Now().Before(q.deadline) {
+		r.counters.late.Add(1)
 		return nil
 	}
-	got, err := f.exchange(ask, q.deadline)
+	got, err := r.exchange(ask, q.deadline)
 	if err != nil {
-		f.counters.failed.Add(1)
+		r.counters.failed.Add(1)
 		return pack(refusal(ask, dns.RcodeServerFailure, &dns.EDNS0_EDE{
 			InfoCode: dns.ExtendedErrorCodeNetworkError, ExtraText: err.Error(),
-		}), ask)
+		}), ask, q.limit)
 	}
-	f.counters.answered.Add(1)
-	return pack(restore(got, ask), ask)
+	if a, yes := rebinds(got, r.overlay); yes {
+		r.counters.rebinding.Add(1)
+		return pack(refusal(ask, dns.RcodeNameError, &dns.EDNS0_EDE{
+			InfoCode: dns.ExtendedErrorCodeFiltered, ExtraText: "a name of the outside led to " + a.String() + ", which is a container's",
+		}), ask, q.limit)
+	}
+	r.counters.answered.Add(1)
+	r.cache.put(ask, got, r.now())
+	return pack(restore(got, ask), ask, q.limit)
 }
 
 var errNoQuery = errors.New("not a query")
@@ -79,15 +101,6 @@ func decode(b []byte) (ask *dns.Msg, rcode int, err error) {
 		return ask, dns.RcodeBadVers, nil
 	}
 	return ask, dns.RcodeSuccess, nil
-}
-
-func (f *Forwarder) isInternal(name string) bool {
-	for _, domain := range f.internal {
-		if dns.IsSubDomain(domain, name) {
-			return true
-		}
-	}
-	return false
 }
 
 // refusal answers ask without any resolver. why is told to those who can read
@@ -148,11 +161,15 @@ func withoutOPT(rrs []dns.RR) []dns.RR {
 }
 
 // pack cuts m to what the asker takes and encodes it; nil if that cannot be
-// done, which only a record that decodes but does not encode can cause.
-func pack(m, ask *dns.Msg) []byte {
-	size := dns.MinMsgSize
-	if opt := ask.IsEdns0(); opt != nil {
-		size = min(max(int(opt.UDPSize()), dns.MinMsgSize), maxUDP)
+// done, which only a record that decodes but does not encode can cause. limit is
+// that of a connection, 0 of a datagram.
+func pack(m, ask *dns.Msg, limit int) []byte {
+	size := limit
+	if size == 0 {
+		size = dns.MinMsgSize
+		if opt := ask.IsEdns0(); opt != nil {
+			size = min(max(int(opt.UDPSize()), dns.MinMsgSize), maxUDP)
+		}
 	}
 	m.Compress = true
 	m.Truncate(size)

@@ -18,6 +18,7 @@ type upstreams struct {
 	path    string
 	overlay netip.Prefix
 	log     *slog.Logger
+	moved   func() // called when others are to be asked than before; may be nil
 
 	mu   sync.Mutex
 	last reading // guarded by mu
@@ -52,6 +53,9 @@ func (u *upstreams) list() []netip.AddrPort {
 	defer u.mu.Unlock()
 	if u.last.servers != nil && sameFile(u.last.info, info) {
 		return u.last.servers
+	}
+	if u.last.servers != nil && u.moved != nil {
+		u.moved()
 	}
 	u.last.info, u.last.servers = info, []netip.AddrPort{}
 	servers, err := ReadResolvConf(u.path)

@@ -23,21 +23,21 @@ var (
 // the question. A resolver that fails, is silent, or answers with an error of
 // its own is followed by the next, as stub resolvers do; the last such answer is
 // better than none.
-func (f *Forwarder) exchange(ask *dns.Msg, deadline time.Time) (*dns.Msg, error) {
+func (r *Resolver) exchange(ask *dns.Msg, deadline time.Time) (*dns.Msg, error) {
 	var (
 		second *dns.Msg
 		last   error = errNoUpstream
 	)
-	for i, server := range f.upstreams.list() {
+	for i, server := range r.upstreams.list() {
 		if i > 0 {
-			f.counters.retried.Add(1)
+			r.counters.retried.Add(1)
 		}
-		limit := time.Now().Add(f.timeout)
+		limit := time.Now().Add(r.timeout)
 		if deadline.Before(limit) {
 			limit = deadline
 		}
-		ctx, cancel := context.WithDeadline(f.ctx, limit)
-		got, err := f.ask(ctx, server, ask)
+		ctx, cancel := context.WithDeadline(r.ctx, limit)
+		got, err := r.ask(ctx, server, ask)
 		cancel()
 		if err != nil {
 			last = fmt.Errorf("ask %v: %w", server, err)
@@ -46,7 +46,7 @@ func (f *Forwarder) exchange(ask *dns.Msg, deadline time.Time) (*dns.Msg, error)
 		} else {
 			second = got
 		}
-		if f.ctx.Err() != nil || !time.Now().Before(deadline) {
+		if r.ctx.Err() != nil || !time.Now().Before(deadline) {
 			break
 		}
 	}
@@ -66,7 +66,7 @@ func settles(rcode int) bool {
 
 // ask puts the question to one resolver, over UDP and, if the answer does not
 // fit, over TCP.
-func (f *Forwarder) ask(ctx context.Context, server netip.AddrPort, ask *dns.Msg) (*dns.Msg, error) {
+func (r *Resolver) ask(ctx context.Context, server netip.AddrPort, ask *dns.Msg) (*dns.Msg, error) {
 	out := new(dns.Msg)
 	out.Id = dns.Id()
 	out.RecursionDesired, out.CheckingDisabled = ask.RecursionDesired, ask.CheckingDisabled
@@ -82,7 +82,7 @@ func (f *Forwarder) ask(ctx context.Context, server netip.AddrPort, ask *dns.Msg
 	}
 	got, err := askOver(ctx, "udp", server, wire, out)
 	if err == nil && got == nil { // truncated
-		f.counters.retried.Add(1)
+		r.counters.retried.Add(1)
 		got, err = askOver(ctx, "tcp", server, wire, out)
 		if err == nil && got == nil {
 			err = errors.New("truncated over TCP")

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -16,9 +17,6 @@ var Address = netip.AddrPortFrom(netip.AddrFrom4([4]byte{169, 254, 0, 2}), 53)
 
 // DefaultResolvConf is where a host lists its resolvers (resolv.conf(5)).
 const DefaultResolvConf = "/etc/resolv.conf"
-
-// DefaultInternalDomains are the names that belong to the platform.
-var DefaultInternalDomains = []string{"apps.internal"}
 
 // Defaults of Options.
 const (
@@ -38,11 +36,16 @@ type Options struct {
 	ResolvConf string
 
 	// Overlay is the containers' network. A resolver inside it, or the
-	// forwarder's own address, is refused as an upstream: asking it would be
-	// asking ourselves, or a container.
+	// resolver's own address, is refused as an upstream: asking it would be
+	// asking ourselves, or a container. No name of the outside leads into it, and
+	// the names of its addresses are asked of nobody.
 	Overlay netip.Prefix
 
-	InternalDomains []string
+	// Names are the internal ones; nil: there are none.
+	Names *Names
+	// EmptyUnknown answers an internal name that nobody has with an empty NOERROR,
+	// as the original does, and not with NXDOMAIN.
+	EmptyUnknown bool
 
 	Timeout   time.Duration // for one resolver, before the next is asked
 	Patience  time.Duration // for one query from Submit on: by then its asker has given up
@@ -50,6 +53,7 @@ type Options struct {
 	Queue     int           // queries waiting for a worker
 	PerSource int           // queries of one container, waiting or in the air
 
+	Now func() time.Time // the cache's clock
 	Log *slog.Logger
 }
 
@@ -57,8 +61,11 @@ func (o *Options) setDefaults() {
 	if o.ResolvConf == "" {
 		o.ResolvConf = DefaultResolvConf
 	}
-	if o.InternalDomains == nil {
-		o.InternalDomains = DefaultInternalDomains
+	if o.Names == nil {
+		o.Names = NewNames(netip.Prefix{})
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 	o.Timeout = cmp.Or(o.Timeout, DefaultTimeout)
 	o.Patience = cmp.Or(o.Patience, DefaultPatience)
@@ -70,16 +77,22 @@ func (o *Options) setDefaults() {
 	}
 }
 
-// Forwarder passes queries on. Its methods may be called from any goroutine.
-type Forwarder struct {
+// Resolver answers containers. Its methods may be called from any goroutine.
+type Resolver struct {
 	timeout   time.Duration
 	patience  time.Duration
 	perSource int
-	internal  []string // canonical
+	overlay   netip.Prefix
+	names     *Names
+	empty     bool
+	now       func() time.Time
 	upstreams *upstreams
+	cache     cache
+	looked    atomic.Int64 // when it was last looked whom to ask, before a cached answer
+	streams   streams
 	counters  counters
 
-	queue  chan query
+	queue  chan asked
 	ctx    context.Context
 	cancel context.CancelFunc
 	wait   sync.WaitGroup
@@ -88,74 +101,93 @@ type Forwarder struct {
 	pending map[netip.Addr]int // guarded by mu: queries of each container that are not answered
 }
 
-// query is one question on its way through the forwarder.
+// query is one question on its way through the resolver.
 type query struct {
 	from     netip.Addr
 	message  []byte
 	reply    func([]byte)
+	limit    int // bytes that its transport takes; 0: what UDP does
 	deadline time.Time
 }
 
-// New starts a forwarder's workers. Close ends them.
-func New(o Options) *Forwarder {
+// asked is a query for a worker, read.
+type asked struct {
+	query
+	ask *dns.Msg
+}
+
+// New starts a resolver's workers. Close ends them.
+func New(o Options) *Resolver {
 	o.setDefaults()
 	ctx, cancel := context.WithCancel(context.Background())
-	f := &Forwarder{
+	r := &Resolver{
 		timeout:   o.Timeout,
 		patience:  o.Patience,
 		perSource: o.PerSource,
+		overlay:   o.Overlay,
+		names:     o.Names,
+		empty:     o.EmptyUnknown,
+		now:       o.Now,
 		upstreams: newUpstreams(o),
-		queue:     make(chan query, o.Queue),
+		queue:     make(chan asked, o.Queue),
 		ctx:       ctx,
 		cancel:    cancel,
 		pending:   make(map[netip.Addr]int),
 	}
-	for _, d := range o.InternalDomains {
-		f.internal = append(f.internal, dns.CanonicalName(d))
-	}
+	r.upstreams.moved = r.cache.clear
 	for range o.Workers {
-		f.wait.Go(f.work)
+		r.wait.Go(r.work)
 	}
-	return f
+	return r
 }
 
 // Submit hands over a query that the container at from sent, as it stood in
-// the datagram. message belongs to the forwarder from now on. reply is called
+// the datagram. message belongs to the resolver from now on. reply is called
 // with the answer, whose bytes are then reply's own, unless the query is
-// dropped. Submit reports whether the query was taken.
-func (f *Forwarder) Submit(from netip.Addr, message []byte, reply func([]byte)) bool {
-	f.counters.queries.Add(1)
-	if !f.admit(from) {
-		f.counters.overSource.Add(1)
+// dropped: before Submit returns where the answer is known, else by a worker.
+// Submit reports whether the query was taken.
+func (r *Resolver) Submit(from netip.Addr, message []byte, reply func([]byte)) bool {
+	r.counters.queries.Add(1)
+	q := query{from: from, message: message, reply: reply}
+	answer, ask := r.immediate(q)
+	if ask == nil {
+		if answer != nil {
+			reply(answer)
+		}
+		return true
+	}
+	if !r.admit(from) {
+		r.counters.overSource.Add(1)
 		return false
 	}
+	q.deadline = time.Now().Add(r.patience)
 	select {
-	case f.queue <- query{from, message, reply, time.Now().Add(f.patience)}:
+	case r.queue <- asked{q, ask}:
 		return true
 	default:
-		f.release(from)
-		f.counters.overQueue.Add(1)
+		r.release(from)
+		r.counters.overQueue.Add(1)
 		return false
 	}
 }
 
 // Close gives up what is in the air and returns when no worker is left, so no
 // reply is called after it. It is idempotent.
-func (f *Forwarder) Close() error {
-	f.cancel()
-	f.wait.Wait()
+func (r *Resolver) Close() error {
+	r.cancel()
+	r.wait.Wait()
 	return nil
 }
 
-func (f *Forwarder) work() {
+func (r *Resolver) work() {
 	for {
 		select {
-		case <-f.ctx.Done():
+		case <-r.ctx.Done():
 			return
-		case q := <-f.queue:
-			answer := f.answer(q)
-			f.release(q.from)
-			if answer != nil && f.ctx.Err() == nil {
+		case q := <-r.queue:
+			answer := r.outside(q.query, q.ask)
+			r.release(q.from)
+			if answer != nil && r.ctx.Err() == nil {
 				q.reply(answer)
 			}
 		}
@@ -164,20 +196,20 @@ func (f *Forwarder) work() {
 
 // admit counts one more query of a container, or refuses it: without a limit
 // one container whose names never resolve would hold every worker.
-func (f *Forwarder) admit(from netip.Addr) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.pending[from] >= f.perSource {
+func (r *Resolver) admit(from netip.Addr) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.pending[from] >= r.perSource {
 		return false
 	}
-	f.pending[from]++
+	r.pending[from]++
 	return true
 }
 
-func (f *Forwarder) release(from netip.Addr) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.pending[from]--; f.pending[from] == 0 {
-		delete(f.pending, from)
+func (r *Resolver) release(from netip.Addr) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.pending[from]--; r.pending[from] == 0 {
+		delete(r.pending, from)
 	}
 }

@@ -1,0 +1,229 @@
+package dns
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/miekg/dns"
+
+	"tulle/policy"
+)
+
+// Ports of SRV records. No name says which port its app listens on, so the asker
+// does: "_8081._tcp.web.apps.internal", or a service's name.
+const (
+	appPort = 8080 // the platform's default, also of a name without a service
+	tlsPort = 61443
+)
+
+// internal answers a question about an internal name, or about an address of the
+// overlay; nil where it is neither. from is the container that asks.
+func (r *Resolver) internal(from netip.Addr, ask *dns.Msg) *dns.Msg {
+	q := ask.Question[0]
+	if a, ok := reverse(q.Name); ok {
+		if !r.overlay.Contains(a) {
+			return nil
+		}
+		return r.pointer(ask, a)
+	}
+	name, err := policy.ParseHostname(q.Name)
+	if err != nil {
+		return r.unspeakable(ask)
+	}
+	if q.Qtype == dns.TypeSRV {
+		if port, of, ok := service(name); ok {
+			if domain := r.names.domain(of); domain != "" {
+				return r.address(from, ask, of, domain, port)
+			}
+			return nil
+		}
+	}
+	domain := r.names.domain(name)
+	if domain == "" {
+		return nil
+	}
+	return r.address(from, ask, name, domain, appPort)
+}
+
+// unspeakable answers for a name that can be nobody's, if it lies in an internal
+// domain: what begins with an underscore or has other characters.
+func (r *Resolver) unspeakable(ask *dns.Msg) *dns.Msg {
+	lower := policy.Hostname(strings.ToLower(strings.TrimSuffix(ask.Question[0].Name, ".")))
+	if domain := r.names.domain(lower); domain != "" {
+		return r.unknown(ask, domain)
+	}
+	return nil
+}
+
+// address answers for an internal name.
+func (r *Resolver) address(from netip.Addr, ask *dns.Msg, name, domain policy.Hostname, port uint16) *dns.Msg {
+	found, exists := r.names.lookup(name)
+	if !exists {
+		return r.unknown(ask, domain)
+	}
+	rand.Shuffle(len(found), func(i, j int) { found[i], found[j] = found[j], found[i] })
+	m := authoritative(ask)
+	q := ask.Question[0]
+	switch q.Qtype {
+	case dns.TypeA, dns.TypeAAAA, dns.TypeANY:
+		for _, i := range found {
+			if q.Qtype == dns.TypeANY || i.Address.Is4() == (q.Qtype == dns.TypeA) {
+				m.Answer = append(m.Answer, addressRecord(q.Name, i.Address))
+			}
+		}
+	case dns.TypeSRV:
+		services(m, q.Name, name, found, port)
+	case dns.TypeSOA:
+		if name == domain {
+			m.Answer = []dns.RR{soa(domain)}
+		}
+	}
+	if len(m.Answer) == 0 {
+		m.Ns = []dns.RR{soa(domain)}
+	}
+	if source, destination, yes := r.names.prohibited(from, found); yes {
+		r.counters.prohibited.Add(1)
+		explain(m, ask, &dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeProhibited, ExtraText: mend(source, destination)})
+	}
+	return m
+}
+
+// mend is the command that lets source reach destination.
+func mend(source, destination Instance) string {
+	called := func(i Instance) string {
+		if i.AppName != "" {
+			return i.AppName
+		}
+		return string(i.App)
+	}
+	return fmt.Sprintf("no policy lets this app reach it; allow it with: tulle add-network-policy %s %s --protocol tcp --port %d",
+		called(source), called(destination), appPort)
+}
+
+// services adds an SRV record for each instance, and their addresses.
+func services(m *dns.Msg, owner string, name policy.Hostname, found []Instance, port uint16) {
+	there := make(map[string]bool)
+	first, _ := name.Split()
+	for _, i := range found {
+		target := instanceLabel(i) + "." + string(name) + "."
+		if isInstanceLabel(first) { // it is an instance's name itself
+			target = string(name) + "."
+		}
+		if !there[target] {
+			there[target] = true
+			m.Answer = append(m.Answer, &dns.SRV{
+				Hdr:    dns.RR_Header{Name: owner, Rrtype: dns.TypeSRV, Class: dns.ClassINET},
+				Weight: 1, Port: port, Target: target,
+			})
+		}
+		m.Extra = append(m.Extra, addressRecord(target, i.Address))
+	}
+}
+
+// service reads "_8081._tcp.NAME".
+func service(name policy.Hostname) (port uint16, of policy.Hostname, ok bool) {
+	what, rest := name.Split()
+	proto, of := rest.Split()
+	if proto != "_tcp" && proto != "_udp" || len(what) < 2 || what[0] != '_' {
+		return 0, "", false
+	}
+	switch what[1:] {
+	case "http":
+		return appPort, of, true
+	case "https":
+		return tlsPort, of, true
+	}
+	n, err := strconv.ParseUint(what[1:], 10, 16)
+	return uint16(n), of, err == nil && n > 0
+}
+
+// pointer answers for an address of the overlay, of which nobody else knows.
+func (r *Resolver) pointer(ask *dns.Msg, a netip.Addr) *dns.Msg {
+	names := r.names.pointers(a)
+	zone, _ := dns.ReverseAddr(a.String())
+	_, zone, _ = strings.Cut(zone, ".")
+	at := policy.Hostname(strings.TrimSuffix(zone, "."))
+	if len(names) == 0 {
+		return r.unknown(ask, at)
+	}
+	m := authoritative(ask)
+	if t := ask.Question[0].Qtype; t == dns.TypePTR || t == dns.TypeANY {
+		for _, name := range names {
+			m.Answer = append(m.Answer, &dns.PTR{
+				Hdr: dns.RR_Header{Name: ask.Question[0].Name, Rrtype: dns.TypePTR, Class: dns.ClassINET}, Ptr: string(name) + "."})
+		}
+		return m
+	}
+	m.Ns = []dns.RR{soa(at)}
+	return m
+}
+
+// unknown answers for a name that nobody has.
+func (r *Resolver) unknown(ask *dns.Msg, domain policy.Hostname) *dns.Msg {
+	m := authoritative(ask)
+	if r.empty {
+		return m
+	}
+	m.Rcode = dns.RcodeNameError
+	m.Ns = []dns.RR{soa(domain)}
+	return m
+}
+
+func authoritative(ask *dns.Msg) *dns.Msg {
+	m := refusal(ask, dns.RcodeSuccess, nil)
+	m.Authoritative = true
+	return m
+}
+
+// soa has no time to live, so that nobody keeps what does not exist yet.
+func soa(domain policy.Hostname) dns.RR {
+	d := string(domain) + "."
+	return &dns.SOA{Hdr: dns.RR_Header{Name: d, Rrtype: dns.TypeSOA, Class: dns.ClassINET},
+		Ns: "ns." + d, Mbox: "hostmaster." + d, Serial: 1, Refresh: 3600, Retry: 600, Expire: 86400}
+}
+
+func addressRecord(name string, a netip.Addr) dns.RR {
+	if a.Is4() {
+		return &dns.A{Hdr: dns.RR_Header{Name: name, Rrtype: dns.TypeA, Class: dns.ClassINET}, A: a.AsSlice()}
+	}
+	return &dns.AAAA{Hdr: dns.RR_Header{Name: name, Rrtype: dns.TypeAAAA, Class: dns.ClassINET}, AAAA: a.AsSlice()}
+}
+
+// reverse is the address that a name of in-addr.arpa or ip6.arpa is of; whole
+// addresses only.
+func reverse(name string) (netip.Addr, bool) {
+	name = strings.ToLower(name)
+	if labels, ok := strings.CutSuffix(name, ".in-addr.arpa."); ok {
+		parts := strings.Split(labels, ".")
+		if len(parts) != 4 {
+			return netip.Addr{}, false
+		}
+		a, err := netip.ParseAddr(parts[3] + "." + parts[2] + "." + parts[1] + "." + parts[0])
+		return a, err == nil
+	}
+	nibbles, ok := strings.CutSuffix(name, ".ip6.arpa.")
+	if !ok || len(nibbles) != 63 {
+		return netip.Addr{}, false
+	}
+	var b [16]byte
+	for i := range 32 {
+		n, err := strconv.ParseUint(nibbles[2*i:2*i+1], 16, 8)
+		if err != nil || i < 31 && nibbles[2*i+1] != '.' {
+			return netip.Addr{}, false
+		}
+		b[15-i/2] |= byte(n) << (4 * (i % 2))
+	}
+	return netip.AddrFrom16(b), true
+}
+
+// explain adds an extended error for those who can read it (RFC 8914).
+func explain(m, ask *dns.Msg, why *dns.EDNS0_EDE) {
+	if ask.IsEdns0() == nil {
+		return
+	}
+	own := m.IsEdns0()
+	own.Option = append(own.Option, why)
+}
