@@ -13,6 +13,7 @@ import (
 	"tulle/cmd/internal/conf"
 	"tulle/policy/asgsync"
 	"tulle/policy/auth/uaa"
+	"tulle/policy/ca"
 	"tulle/policy/cc"
 	"tulle/policy/lease"
 	"tulle/policy/server"
@@ -39,6 +40,7 @@ type config struct {
 	Network             netip.Prefix  `yaml:"network"`              // the overlay network
 	LeaseBits           int           `yaml:"lease_bits"`           // prefix length of a cell's part of it
 	LeaseLifetime       time.Duration `yaml:"lease_lifetime"`       // of a cell that is not heard of
+	TrustDomain         string        `yaml:"trust_domain"`         // of the SPIFFE IDs in containers' certificates
 	ExternalTLS         *externalTLS  `yaml:"external_tls"`         // absent: plain HTTP
 	AuditEntries        int           `yaml:"audit_entries"`        // of the audit record, that are kept
 	MaxPolicies         int           `yaml:"max_policies"`         // for each source app, of those who are not admin
@@ -80,7 +82,7 @@ func defaults() *config {
 		Database: "policy.db", DatabaseConnections: 10, State: ".", PKI: "pki", Tokens: "tokens.yaml",
 		Hosts:   []string{"localhost", "127.0.0.1", "::1"},
 		Network: netip.MustParsePrefix("10.255.0.0/16"), LeaseBits: 24, LeaseLifetime: 168 * time.Hour,
-		AuditEntries: 100_000, MaxPolicies: server.DefaultMaxPolicies, LogLevel: slog.LevelInfo,
+		TrustDomain: ca.DefaultTrustDomain, AuditEntries: 100_000, MaxPolicies: server.DefaultMaxPolicies, LogLevel: slog.LevelInfo,
 		UAAClient: "network-policy", UAATimeout: uaa.DefaultTimeout, UAAVerification: verifyByUAA,
 		ASGPollInterval: int(asgsync.DefaultInterval / time.Second), RetryDeadline: int(asgsync.DefaultRetryDeadline / time.Second),
 		CCTimeout: cc.DefaultTimeout, PolicyCleanupInterval: int(server.DefaultCleanupEvery / time.Minute),
@@ -153,6 +155,9 @@ func (c *config) Validate() error {
 	}
 	if c.LeaseLifetime < time.Minute {
 		errs = append(errs, conf.Bad("lease_lifetime", "must be a minute or more"))
+	}
+	if err := ca.CheckTrustDomain(c.TrustDomain); err != nil {
+		errs = append(errs, conf.Bad("trust_domain", "must be a SPIFFE trust domain: lower-case letters, digits, dots, dashes and underscores"))
 	}
 	if c.AuditEntries < 1 {
 		errs = append(errs, conf.Bad("audit_entries", "must be 1 or more"))

@@ -82,7 +82,7 @@ func serve(ctx context.Context, p *place, stdout, stderr io.Writer) (err error) 
 		SelfService: c.SelfService, CleanupEvery: time.Duration(c.PolicyCleanupInterval) * time.Minute,
 		ExternalAddress: c.External, ExternalTLS: external,
 		InternalAddress: c.Internal, InternalTLS: internal,
-		InternalOptions: server.InternalOptions{Legacy: legacy, Issuer: roots.Cells},
+		InternalOptions: server.InternalOptions{Legacy: legacy, Issuer: roots.Cells, Instances: roots.Instances, TrustDomain: c.TrustDomain},
 		LegacyAddress:   c.Legacy, LegacyTLS: leases,
 		Meter: metrics.New(), MetricsAddress: c.Metrics,
 		AdminSocket: c.adminSocket(),

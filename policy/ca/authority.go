@@ -15,8 +15,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"time"
-
-	"tulle/policy"
 )
 
 // Role is what a certificate's holder is; each role has a root of its own.
@@ -33,14 +31,14 @@ const (
 // Lifetimes. Roots outlive the hosts they were made on; a server renews its own
 // certificate in memory, so that one can be short.
 const (
-	RootLifetime       = 20 * 365 * 24 * time.Hour
-	CellLifetime       = 2 * 365 * 24 * time.Hour
-	JoinedLifetime     = 90 * 24 * time.Hour // of a cell that joined, and so renews its credential itself
-	ServerLifetime     = 90 * 24 * time.Hour
-	backdate           = time.Hour // for cells whose clock is behind
-	serialBits         = 127
-	rootCert, rootKey  = "cert.pem", "key.pem"
-	instanceDefaultTTL = 24 * time.Hour
+	RootLifetime      = 20 * 365 * 24 * time.Hour
+	CellLifetime      = 2 * 365 * 24 * time.Hour
+	JoinedLifetime    = 90 * 24 * time.Hour // of a cell that joined, and so renews its credential itself
+	ServerLifetime    = 90 * 24 * time.Hour
+	Backdate          = time.Hour // for cells whose clock is behind
+	serialBits        = 127
+	rootCert, rootKey = "cert.pem", "key.pem"
+	rootTrust         = "trust.pem" // further roots that are to be trusted, for a change of root
 )
 
 // ErrRole: the authority is not the one that signs this kind of certificate.
@@ -48,10 +46,12 @@ var ErrRole = errors.New("wrong root for this kind of certificate")
 
 // Authority is one root with its key.
 type Authority struct {
-	role Role
-	cert *x509.Certificate
-	key  crypto.Signer
-	now  func() time.Time
+	role  Role
+	cert  *x509.Certificate
+	chain []*x509.Certificate // above cert, where that is an intermediate one
+	trust []byte              // PEM, of trust.pem
+	key   crypto.Signer
+	now   func() time.Time
 }
 
 // Roots is the control plane's three authorities.
@@ -98,7 +98,7 @@ func createRoot(dir string, role Role, now time.Time) (*Authority, error) {
 	tmpl := &x509.Certificate{
 		SerialNumber:          serial,
 		Subject:               pkix.Name{Organization: []string{"Tulle"}, CommonName: "Tulle " + string(role) + " root"},
-		NotBefore:             now.Add(-backdate),
+		NotBefore:             now.Add(-Backdate),
 		NotAfter:              now.Add(RootLifetime),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true,
@@ -123,22 +123,37 @@ func createRoot(dir string, role Role, now time.Time) (*Authority, error) {
 	return &Authority{role: role, cert: cert, key: key, now: time.Now}, nil
 }
 
+// openRoot reads a root, which may be one that somebody else made: cert.pem is
+// the certificate that signs, then those above it; the key is a file or a command
+// (readSigner).
 func openRoot(dir string, role Role) (*Authority, error) {
-	cert, err := readCert(filepath.Join(dir, rootCert))
+	certs, err := readCerts(filepath.Join(dir, rootCert))
 	if err != nil {
 		return nil, fmt.Errorf("open root %s: %w", role, err)
 	}
-	key, err := readKey(filepath.Join(dir, rootKey))
+	cert := certs[0]
+	key, err := readSigner(dir, cert.PublicKey)
 	if err != nil {
 		return nil, fmt.Errorf("open root %s: %w", role, err)
 	}
-	if pub, ok := cert.PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(key.Public()) {
+	if pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(cert.PublicKey) {
 		return nil, fmt.Errorf("open root %s: %s does not hold the key of %s", role, rootKey, rootCert)
 	}
-	if !cert.IsCA {
-		return nil, fmt.Errorf("open root %s: %s is not a CA certificate", role, rootCert)
+	for i, c := range certs {
+		if !c.IsCA {
+			return nil, fmt.Errorf("open root %s: certificate %d of %s is not a CA certificate", role, i+1, rootCert)
+		}
+		if i > 0 {
+			if err := certs[i-1].CheckSignatureFrom(c); err != nil {
+				return nil, fmt.Errorf("open root %s: certificate %d of %s did not sign the one before: %w", role, i+1, rootCert, err)
+			}
+		}
 	}
-	return &Authority{role: role, cert: cert, key: key, now: time.Now}, nil
+	trust, err := readTrust(filepath.Join(dir, rootTrust))
+	if err != nil {
+		return nil, fmt.Errorf("open root %s: %w", role, err)
+	}
+	return &Authority{role: role, cert: cert, chain: certs[1:], trust: trust, key: key, now: time.Now}, nil
 }
 
 // Pool holds this root alone.
@@ -150,6 +165,28 @@ func (a *Authority) Pool() *x509.CertPool {
 
 // CertPEM is the root's certificate, for those who verify against it.
 func (a *Authority) CertPEM() []byte { return encodeCert(a.cert.Raw) }
+
+// TrustPEM is what verifiers of this root's certificates trust: the top of its
+// chain, and what trust.pem adds.
+func (a *Authority) TrustPEM() []byte {
+	top := a.cert
+	if n := len(a.chain); n > 0 {
+		top = a.chain[n-1]
+	}
+	return append(encodeCert(top.Raw), a.trust...)
+}
+
+// chainPEM goes behind a leaf: the certificate that signed it, and what is
+// between that and the top.
+func (a *Authority) chainPEM() []byte {
+	pem := encodeCert(a.cert.Raw)
+	for i, c := range a.chain {
+		if i < len(a.chain)-1 {
+			pem = append(pem, encodeCert(c.Raw)...)
+		}
+	}
+	return pem
+}
 
 // IssueServer makes a server certificate for hosts: names or IP addresses.
 // A lifetime of 0 is ServerLifetime.
@@ -218,25 +255,8 @@ func (a *Authority) cell(name string, spaces []Space) (*x509.Certificate, error)
 	return tmpl, nil
 }
 
-// IssueInstance makes the certificate of one container of app, for connections
-// between containers. A lifetime of 0 is a day.
-func (a *Authority) IssueInstance(app policy.AppID, instance string, lifetime time.Duration) (*Credential, error) {
-	if a.role != RoleInstance {
-		return nil, fmt.Errorf("issue instance certificate from root %s: %w", a.role, ErrRole)
-	}
-	if app == "" || instance == "" {
-		return nil, errors.New("issue instance certificate: application or instance is empty")
-	}
-	tmpl := &x509.Certificate{
-		Subject:     pkix.Name{Organization: []string{"Tulle"}, CommonName: instance},
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
-		URIs:        []*url.URL{uri(RoleInstance, string(app), instance)},
-	}
-	return a.issue(tmpl, lifetime, instanceDefaultTTL)
-}
-
-// issue makes a key, fills in what all leaf certificates have and signs. A
-// negative lifetime gives a certificate that has expired, for tests.
+// issue makes a key and a certificate for it. A negative lifetime gives one that
+// has expired, for tests.
 func (a *Authority) issue(tmpl *x509.Certificate, lifetime, fallback time.Duration) (*Credential, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -262,12 +282,14 @@ func (a *Authority) sign(tmpl *x509.Certificate, key crypto.PublicKey, lifetime,
 		return nil, err
 	}
 	now := a.now()
-	tmpl.NotBefore = now.Add(-backdate)
+	tmpl.NotBefore = now.Add(-Backdate)
 	tmpl.NotAfter = now.Add(lifetime)
 	if tmpl.NotAfter.After(a.cert.NotAfter) {
 		tmpl.NotAfter = a.cert.NotAfter
 	}
-	tmpl.KeyUsage = x509.KeyUsageDigitalSignature
+	if tmpl.KeyUsage == 0 {
+		tmpl.KeyUsage = x509.KeyUsageDigitalSignature
+	}
 	tmpl.BasicConstraintsValid = true
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, key, a.key)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sort"
@@ -108,15 +109,51 @@ func parseCert(data []byte) (*x509.Certificate, error) {
 }
 
 func readCert(path string) (*x509.Certificate, error) {
+	all, err := readCerts(path)
+	if err != nil {
+		return nil, err
+	}
+	return all[0], nil
+}
+
+// readCerts reads one certificate or more.
+func readCerts(path string) ([]*x509.Certificate, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	cert, err := parseCert(data)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
+	var all []*x509.Certificate
+	for {
+		var block *pem.Block
+		if block, data = pem.Decode(data); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", path, err)
+		}
+		all = append(all, cert)
 	}
-	return cert, nil
+	if len(all) == 0 {
+		return nil, fmt.Errorf("read %s: no PEM block CERTIFICATE", path)
+	}
+	return all, nil
+}
+
+// readTrust reads further certificates; that there are none is the usual case.
+func readTrust(path string) ([]byte, error) {
+	all, err := readCerts(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var b []byte
+	for _, c := range all {
+		b = append(b, encodeCert(c.Raw)...)
+	}
+	return b, err
 }
 
 func readKey(path string) (crypto.Signer, error) {
@@ -124,11 +161,24 @@ func readKey(path string) (crypto.Signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	block, _ := pem.Decode(data)
-	if block == nil || block.Type != "PRIVATE KEY" {
+	block, rest := pem.Decode(data)
+	for block != nil && block.Type == "EC PARAMETERS" { // openssl ecparam -genkey writes it first
+		block, rest = pem.Decode(rest)
+	}
+	if block == nil {
 		return nil, fmt.Errorf("read %s: no PEM block PRIVATE KEY", path)
 	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	var key any
+	switch block.Type {
+	case "PRIVATE KEY":
+		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+	case "EC PRIVATE KEY":
+		key, err = x509.ParseECPrivateKey(block.Bytes)
+	case "RSA PRIVATE KEY":
+		key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
+	default:
+		return nil, fmt.Errorf("read %s: no PEM block PRIVATE KEY", path)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}

@@ -105,8 +105,16 @@ func (p Peer) MayHost(org, space, guid string) bool {
 // configurations of this package have done that.
 func Identify(cert *x509.Certificate) (Peer, error) {
 	// Certificates from before there were revocations tell it to the second.
-	p := Peer{Issued: cert.NotBefore.Add(backdate)}
+	p := Peer{Issued: cert.NotBefore.Add(Backdate)}
 	for _, u := range cert.URIs {
+		if u.Scheme == "spiffe" && p.Role == "" {
+			app, err := instanceOf(u)
+			if err != nil {
+				return Peer{}, fmt.Errorf("certificate of %q: %w", cert.Subject.CommonName, err)
+			}
+			p.Role, p.Name = RoleInstance, string(app)+"/"+cert.Subject.CommonName
+			continue
+		}
 		if u.Scheme != uriScheme {
 			continue
 		}
@@ -131,8 +139,6 @@ func Identify(cert *x509.Certificate) (Peer, error) {
 			return Peer{}, fmt.Errorf("certificate of %q names more than one party", cert.Subject.CommonName)
 		case host == string(RoleCell) && len(parts) == 1:
 			p.Role, p.Name = RoleCell, parts[0]
-		case host == string(RoleInstance) && len(parts) == 2:
-			p.Role, p.Name = RoleInstance, parts[0]+"/"+parts[1]
 		default:
 			return Peer{}, fmt.Errorf("certificate of %q: %s is not understood", cert.Subject.CommonName, u)
 		}

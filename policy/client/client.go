@@ -154,6 +154,24 @@ func (c *Client) SetEndpoints(ctx context.Context, r api.EndpointsRequest) (api.
 	return answer, nil
 }
 
+// Certificate has the server sign for one of the cell's endpoints.
+func (c *Client) Certificate(ctx context.Context, r api.CertificateRequest) (api.Certificate, error) {
+	var answer api.Certificate
+	if err := c.do(ctx, http.MethodPost, api.PathCertificates, r, &answer); err != nil {
+		return api.Certificate{}, fmt.Errorf("certificate of %s: %w", r.Container, err)
+	}
+	return answer, nil
+}
+
+// Trust is what containers trust each other's certificates by.
+func (c *Client) Trust(ctx context.Context) (api.Trust, error) {
+	var answer api.Trust
+	if err := c.do(ctx, http.MethodGet, api.PathTrust, nil, &answer); err != nil {
+		return api.Trust{}, fmt.Errorf("trust of containers: %w", err)
+	}
+	return answer, nil
+}
+
 // ack tells what is in force on the cell.
 func (c *Client) ack(ctx context.Context, a api.Ack) error {
 	if err := c.do(ctx, http.MethodPost, api.PathAck, a, nil); err != nil {

@@ -35,6 +35,10 @@ type Internal struct {
 	router       *mux.Router
 	writeTimeout time.Duration
 	log          *slog.Logger
+
+	instances        *ca.Authority // nil: no certificates of containers
+	trustDomain      string
+	instanceLifetime time.Duration
 }
 
 var _ InternalAPI = (*Internal)(nil)
@@ -46,6 +50,9 @@ type InternalOptions struct {
 	// Issuer is the cells' root, by which cells join and renew their credentials;
 	// nil: they cannot.
 	Issuer       *ca.Authority
+	Instances    *ca.Authority // signs the certificates of containers; nil: none
+	TrustDomain  string        // of their SPIFFE IDs; ca.DefaultTrustDomain
+	Lifetime     time.Duration // of these certificates; ca.InstanceLifetime
 	WriteTimeout time.Duration // a watching cell that takes no byte for so long is dropped; 30 s
 	// Refresh is how often, at most, the server reads again what it answers from
 	// while the database is away, and what no watch needs; 5 s.
@@ -68,6 +75,9 @@ func NewInternal(ctx context.Context, s store.Store, opt InternalOptions) (*Inte
 	if opt.Refresh <= 0 {
 		opt.Refresh = 5 * time.Second
 	}
+	if opt.TrustDomain == "" {
+		opt.TrustDomain = ca.DefaultTrustDomain
+	}
 	if opt.Hub.Exchange == nil {
 		// A store of several servers lets their hubs talk.
 		opt.Hub.Exchange, _ = s.(hub.Exchange)
@@ -76,8 +86,8 @@ func NewInternal(ctx context.Context, s store.Store, opt InternalOptions) (*Inte
 	if err != nil {
 		return nil, err
 	}
-	s.RestTags(h.Acknowledged)
-	in := &Internal{store: newSteady(s, h, opt.Refresh, opt.Log), hub: h, legacy: opt.Legacy, issuer: opt.Issuer, writeTimeout: opt.WriteTimeout, log: opt.Log}
+	in := &Internal{store: newSteady(s, h, opt.Refresh, opt.Log), hub: h, legacy: opt.Legacy, issuer: opt.Issuer, writeTimeout: opt.WriteTimeout, log: opt.Log,
+		instances: opt.Instances, trustDomain: opt.TrustDomain, instanceLifetime: opt.Lifetime}
 	in.router = mux.NewRouter()
 	in.router.HandleFunc(api.PathLease, in.ofCell(in.putLease)).Methods(http.MethodPut)
 	in.router.HandleFunc(api.PathLease, in.ofCell(in.deleteLease)).Methods(http.MethodDelete)
@@ -85,6 +95,8 @@ func NewInternal(ctx context.Context, s store.Store, opt InternalOptions) (*Inte
 	in.router.HandleFunc(api.PathAck, in.ofCell(in.postAck)).Methods(http.MethodPost)
 	in.router.HandleFunc(api.PathCredential, in.ofCell(in.postCredential)).Methods(http.MethodPost)
 	in.router.HandleFunc(api.PathJoin, in.postJoin).Methods(http.MethodPost)
+	in.router.HandleFunc(api.PathCertificates, in.ofCell(in.postCertificate)).Methods(http.MethodPost)
+	in.router.HandleFunc(api.PathTrust, in.ofCell(in.getTrust)).Methods(http.MethodGet)
 	in.router.HandleFunc(api.PathWatch, in.ofCell(in.getWatch)).Methods(http.MethodGet)
 	in.router.HandleFunc(pathInternalPolicies, in.ofReader(in.getPolicies)).Methods(http.MethodGet)
 	in.router.HandleFunc(pathInternalLastUpdated, in.ofReader(in.getLastUpdated)).Methods(http.MethodGet)

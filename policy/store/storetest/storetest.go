@@ -4,10 +4,8 @@
 package storetest
 
 import (
-	"math"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -79,8 +77,6 @@ type fixture struct {
 	t      *testing.T
 	clock  *Clock
 	reopen func()
-
-	acknowledged atomic.Int64 // the revision that every cell has in force; all of them unless a test says otherwise
 }
 
 func start(t *testing.T, open Open, change ...func(*Config)) *fixture {
@@ -92,13 +88,7 @@ func start(t *testing.T, open Open, change ...func(*Config)) *fixture {
 	}
 	s, again := open(t, c)
 	f := &fixture{Store: s, t: t, clock: clock}
-	f.acknowledged.Store(math.MaxInt64)
-	ask := func() api.Revision { return api.Revision(f.acknowledged.Load()) }
-	s.RestTags(ask)
-	f.reopen = func() {
-		f.Store = again()
-		f.RestTags(ask)
-	}
+	f.reopen = func() { f.Store = again() }
 	return f
 }
 

@@ -1,0 +1,22 @@
+package store
+
+import (
+	"context"
+	"net/netip"
+
+	"tulle/policy"
+)
+
+// SubjectStore knows what a container's certificate says of it.
+type SubjectStore interface {
+	// Subject is the endpoint of that cell and container. ErrNotFound.
+	Subject(ctx context.Context, cell, container string) (Subject, error)
+}
+
+// Subject is an endpoint with where its app belongs.
+type Subject struct {
+	Container          string
+	Address            netip.Addr
+	App                policy.AppID
+	SpaceGUID, OrgGUID string // "": the app is known by its GUID alone
+}
