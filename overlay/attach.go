@@ -40,7 +40,7 @@ func (l *life) Attach(ctx context.Context, r control.AttachRequest) (_ control.A
 		return control.Attached{}, control.Errorf(control.CodeUnavailable, "attach %s: %v", r.Container, err)
 	}
 	defer unlock()
-	if err := checkPidfd(r); err != nil {
+	if err := errors.Join(checkPidfd(r), checkSockets(r)); err != nil {
 		return control.Attached{}, err
 	}
 	if err := limits(r.Bandwidth).Check(); err != nil {
@@ -62,7 +62,9 @@ func (l *life) Attach(ctx context.Context, r control.AttachRequest) (_ control.A
 	if err != nil {
 		return control.Attached{}, err
 	}
-	return l.answer(e, false), nil
+	got := l.answer(e, false)
+	got.Trust = l.trust(ctx, e.TLS)
+	return got, nil
 }
 
 func (l *life) answer(e endpoint.Endpoint, resumed bool) control.Attached {
@@ -96,7 +98,7 @@ func (l *life) admit(ctx context.Context, r control.AttachRequest, dev tun.Devic
 	}
 	e, err = l.d.ledger.Attach(endpoint.Endpoint{
 		Container: r.Container, App: r.App, AppID: id, Instance: r.Instance, Device: r.Device, Lifeline: r.Lifeline, UID: r.Peer.UID,
-		Network: r.Network, Address: r.Address, Bandwidth: r.Bandwidth,
+		Network: r.Network, Address: r.Address, Bandwidth: r.Bandwidth, TLS: r.TLS,
 	})
 	switch {
 	case errors.Is(err, endpoint.ErrNoAddress):
@@ -132,6 +134,10 @@ func (l *life) admit(ctx context.Context, r control.AttachRequest, dev tun.Devic
 	}
 	if err := l.enter(e, dev, line); err != nil {
 		return e, errors.Join(err, line.close())
+	}
+	if err := l.terminals.put(e, r.Sockets); err != nil {
+		l.leave(e.Container)
+		return e, err
 	}
 	if at.Epoch != "" {
 		// So that its first packet is nobody's stranger; not for ever, since one
@@ -228,6 +234,7 @@ func (l *life) leave(container string) {
 	if err := at.line.close(); err != nil {
 		l.d.log.Warn("lifeline did not close", "container", container, "err", err)
 	}
+	l.terminals.drop(container)
 	if !at.waiting {
 		l.path.Detach(at.e.Address)
 	}

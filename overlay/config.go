@@ -53,6 +53,10 @@ type Config struct {
 	EmptyUnknown bool
 	Hide         []string // further directories that a contained command must not see
 
+	// TrustBundle is the file for runtimes with the system's roots and ours; optional:
+	// trust/ca-certificates.crt in StateDir.
+	TrustBundle string
+
 	Holder holder.Keeper // the Daemon closes it
 	Log    *slog.Logger
 	Ready  func(Ready) // called at the start of each life; optional
@@ -60,6 +64,7 @@ type Config struct {
 	// For tests; optional.
 	Clock      Clock
 	ResumeWait time.Duration
+	ProxyAway  time.Duration
 	Client     client.Options // its patience; Server, Credentials and Log are set here
 }
 
@@ -97,7 +102,9 @@ func (c *Config) complete() error {
 	need(c.Holder != nil, "no holder for descriptors")
 	need(c.Log != nil, "no logger")
 	c.Socket = cmp.Or(c.Socket, control.DefaultSocket())
+	c.TrustBundle = cmp.Or(c.TrustBundle, filepath.Join(c.StateDir, "trust", "ca-certificates.crt"))
 	c.ResumeWait = cmp.Or(c.ResumeWait, resumeWait)
+	c.ProxyAway = cmp.Or(c.ProxyAway, proxyAway)
 	if c.Clock == nil {
 		c.Clock = bootClock{}
 	}

@@ -7,11 +7,13 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 
 	"tulle/overlay/control"
 	"tulle/overlay/endpoint"
+	"tulle/overlay/identity"
 	"tulle/overlay/wireguard"
 	"tulle/policy/api"
 	"tulle/policy/client"
@@ -26,6 +28,8 @@ type Daemon struct {
 	bootID string
 	key    wireguard.PrivateKey // of mode wireguard; read by Run
 	ledger *endpoint.Ledger     // open while Run runs
+
+	identity *identity.Keeper // likewise: the containers' certificates
 
 	// nextLease is what the server gave in the place of a life's lease. The
 	// life's goroutines have ended when the next reads it.
@@ -72,6 +76,10 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.ledger.Close()) }()
+	if d.identity, err = identity.Open(identity.Options{Dir: filepath.Join(d.cfg.StateDir, "certificates"),
+		Clock: d.cfg.Clock, Issuer: d.client, Log: d.log, Renewed: d.renewed}); err != nil {
+		return err
+	}
 	if d.cfg.Mode == api.ModeWireGuard {
 		// Behind the ledger's lock: no other daemon makes one at the same time.
 		if d.key, err = wireguard.LoadKey(d.cfg.StateDir); err != nil {
@@ -94,6 +102,8 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 			}
 		})
 	}
+	wg.Go(func() { d.identity.Run(ctx) })
+	wg.Go(func() { d.identity.KeepBundle(ctx, d.cfg.TrustBundle) })
 	for {
 		err := d.live(ctx, address)
 		switch {
@@ -110,6 +120,13 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	}
 }
 
+// renewed is called when a container has another certificate.
+func (d *Daemon) renewed(container string) {
+	if l := d.life.Load(); l != nil {
+		l.terminals.renewed(container)
+	}
+}
+
 // Names in the holder. A container id begins with a letter or digit and the
 // prefixes are of one length, so the two never meet.
 const (
@@ -117,17 +134,25 @@ const (
 	keptPidfd = "pid-"
 )
 
+// keptTLS are the prefixes of mint.Sockets.Files, in their order.
+var keptTLS = []string{"pub-", "prv-", "spr-"}
+
 // forget takes a container out of journal and holder.
 func (d *Daemon) forget(container string) error {
 	_, err := d.ledger.Detach(container)
 	if errors.Is(err, endpoint.ErrNotFound) {
 		err = nil
 	}
+	d.identity.Remove(container)
 	return errors.Join(err, d.drop(container))
 }
 
 func (d *Daemon) drop(container string) error {
-	return errors.Join(d.cfg.Holder.Drop(keptTUN+container), d.cfg.Holder.Drop(keptPidfd+container))
+	var err error
+	for _, prefix := range append([]string{keptTUN, keptPidfd}, keptTLS...) {
+		err = errors.Join(err, d.cfg.Holder.Drop(prefix+container))
+	}
+	return err
 }
 
 // keep gives duplicates of an attach's descriptors to the holder, where its
@@ -138,6 +163,13 @@ func (d *Daemon) keep(r control.AttachRequest) error {
 	}
 	if err := d.cfg.Holder.Put(keptTUN+r.Container, r.TUN); err != nil {
 		return err
+	}
+	if r.Sockets != nil {
+		for i, f := range r.Sockets.Files() {
+			if err := d.cfg.Holder.Put(keptTLS[i]+r.Container, f); err != nil {
+				return err
+			}
+		}
 	}
 	if r.Pidfd != nil {
 		return d.cfg.Holder.Put(keptPidfd+r.Container, r.Pidfd)

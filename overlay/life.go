@@ -37,6 +37,7 @@ type life struct {
 	resolver  *dns.Resolver
 	names     *dns.Names
 	registrar *registrar
+	terminals *terminals
 	renew     chan struct{} // capacity 1: renew the lease now
 	fail      context.CancelCauseFunc
 	wg        sync.WaitGroup
@@ -94,6 +95,8 @@ func (d *Daemon) live(ctx context.Context, metrics string) (err error) {
 		l.closeLifelines()
 		l.lines.Wait()
 	}()
+	l.terminals = newTerminals(d)
+	defer l.terminals.close()
 	if err := l.restore(ctx); err != nil {
 		return err
 	}
@@ -103,7 +106,7 @@ func (d *Daemon) live(ctx context.Context, metrics string) (err error) {
 	}
 	d.life.Store(l)
 	defer d.life.Store(nil)
-	server := &control.Server{Handler: l, Authorizer: d.auth, Log: d.log}
+	server := &control.Server{Handler: l, TLS: l, Authorizer: d.auth, Log: d.log}
 	l.run(func() error { return server.Serve(ctx, listener) })
 	l.run(func() error { return l.registrar.run(ctx) })
 	l.run(func() error { return l.keepLease(ctx) })

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"tulle/overlay/control"
 	"tulle/overlay/endpoint"
+	"tulle/overlay/mint"
 	"tulle/overlay/tun"
 )
 
@@ -29,7 +29,7 @@ func (l *life) restore(ctx context.Context) error {
 	}()
 	journalled := l.d.ledger.List()
 	for name := range kept {
-		container := strings.TrimPrefix(strings.TrimPrefix(name, keptTUN), keptPidfd)
+		container := name[min(len(keptTUN), len(name)):]
 		if !slices.ContainsFunc(journalled, func(e endpoint.Endpoint) bool { return e.Container == container }) {
 			// Its attach was never answered, or its detach was.
 			if err := l.d.cfg.Holder.Drop(name); err != nil {
@@ -39,7 +39,7 @@ func (l *life) restore(ctx context.Context) error {
 	}
 	for _, e := range journalled {
 		if kept[keptTUN+e.Container] != nil {
-			err := l.restoreKept(e, kept[keptTUN+e.Container], kept[keptPidfd+e.Container])
+			err := l.restoreKept(e, kept)
 			if err == nil {
 				continue
 			}
@@ -49,12 +49,33 @@ func (l *life) restore(ctx context.Context) error {
 		l.attached[e.Container] = at
 		l.wg.Go(func() { l.expect(ctx, at) })
 	}
+	for _, e := range journalled {
+		if e.TLS != nil && e.TLS.Off == "" {
+			l.d.identity.Add(e.Container)
+		}
+	}
+	l.d.identity.Prune()
 	return nil
+}
+
+// keptSockets are those of a container's TLS that the holder kept, all or none.
+func keptSockets(e endpoint.Endpoint, kept map[string]*os.File) *mint.Sockets {
+	var files []*os.File
+	for _, prefix := range keptTLS {
+		if f := kept[prefix+e.Container]; f != nil {
+			files = append(files, f)
+		}
+	}
+	if len(files) < len(keptTLS) {
+		return nil
+	}
+	return mint.FromFiles(files)
 }
 
 // restoreKept attaches a device that the holder kept. A pidfd whose process has
 // ended in the meantime ends it again.
-func (l *life) restoreKept(e endpoint.Endpoint, device, pidfd *os.File) error {
+func (l *life) restoreKept(e endpoint.Endpoint, kept map[string]*os.File) error {
+	device, pidfd := kept[keptTUN+e.Container], kept[keptPidfd+e.Container]
 	r := control.AttachRequest{Attach: control.Attach{Container: e.Container, Lifeline: e.Lifeline}, Pidfd: pidfd}
 	if e.Lifeline == control.LifelinePidfd && pidfd == nil {
 		return errors.New("its pidfd was not kept")
@@ -71,6 +92,9 @@ func (l *life) restoreKept(e endpoint.Endpoint, device, pidfd *os.File) error {
 	}
 	if err != nil {
 		return errors.Join(err, dev.Close())
+	}
+	if err := l.terminals.put(e, keptSockets(e, kept)); err != nil {
+		l.d.log.Error("kept sockets are of no use", "container", e.Container, "err", err)
 	}
 	l.d.log.Info("taken back", "container", e.Container, "address", e.Address, "lifeline", e.Lifeline)
 	return nil
@@ -121,10 +145,14 @@ func (l *life) resume(r control.AttachRequest, dev *tun.Kernel) (control.Attache
 		if err := errors.Join(at.line.close(), dev.Close()); err != nil {
 			l.d.log.Warn("former lifeline", "container", r.Container, "err", err)
 		}
-		return l.answer(e, true), nil
+		return l.answer(e, true), l.terminals.put(e, r.Sockets)
 	}
 	if err := l.enter(e, dev, ln); err != nil {
 		return control.Attached{}, errors.Join(err, ln.close())
+	}
+	if err := l.terminals.put(e, r.Sockets); err != nil {
+		l.leave(r.Container)
+		return control.Attached{}, err
 	}
 	l.d.log.Info("resumed", "container", e.Container, "app", e.AppID, "address", e.Address)
 	return l.answer(e, true), nil

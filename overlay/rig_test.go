@@ -113,7 +113,7 @@ func (p *plane) start() {
 		p.Fatal(err)
 	}
 	p.puts = &puts{Store: s}
-	in, err := server.NewInternal(context.Background(), p.puts, server.InternalOptions{Hub: hub.Options{LiveFor: time.Second}})
+	in, err := server.NewInternal(context.Background(), p.puts, server.InternalOptions{Hub: hub.Options{LiveFor: time.Second}, Instances: p.roots.Instances})
 	if err != nil {
 		p.Fatal(err)
 	}

@@ -20,7 +20,7 @@ func (l *life) List(context.Context) ([]control.Endpoint, error) {
 		list = append(list, control.Endpoint{
 			Container: e.Container, Address: e.Address, Address6: l.address6(e).Addr(), App: e.AppID, AppName: e.App.Name, Space: e.App.Space, Org: e.App.Org,
 			Instance: e.Instance, Tag: l.world.tags[e.AppID], Incarnation: incarnationUnder(l.lease, e), Lifeline: e.Lifeline,
-			Waiting: at.waiting, Bandwidth: e.Bandwidth, UID: e.UID, Network: e.Network,
+			Waiting: at.waiting, Bandwidth: e.Bandwidth, UID: e.UID, Network: e.Network, TLS: e.TLS,
 		})
 	}
 	slices.SortFunc(list, func(a, b control.Endpoint) int { return cmp.Compare(a.Container, b.Container) })

@@ -34,6 +34,9 @@ type config struct {
 	DNSUnknown  string         `yaml:"dns_unknown"` // answer to an internal name that nobody has: nxdomain (default), or empty as Cloud Foundry's
 	Hide        []string       `yaml:"hide"`        // directories that contained commands must not see, beside the daemon's own
 	LogLevel    slog.Level     `yaml:"log_level"`   // debug, info, warn, error
+
+	// File with the system's roots and ours, for containers; default trust/ca-certificates.crt in state_dir.
+	TrustBundle string `yaml:"trust_bundle"`
 }
 
 // grant is what a uid may attach; "*" is any.
@@ -139,8 +142,8 @@ func loadConfig(path string) (*config, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, p := range []*string{&c.Credentials, &c.StateDir, &c.Socket} {
-		if !filepath.IsAbs(*p) {
+	for _, p := range []*string{&c.Credentials, &c.StateDir, &c.Socket, &c.TrustBundle} {
+		if *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(dir, *p)
 		}
 	}
@@ -152,7 +155,7 @@ func (c *config) daemon() overlay.Config {
 	o := overlay.Config{
 		Name: c.Name, Server: c.Server, Credentials: c.Credentials, StateDir: c.StateDir, Socket: c.Socket,
 		Underlay: c.Underlay, Port: c.Port, Mode: c.Mode, WireGuard: c.WireGuard, MTU: c.MTU, Metrics: c.Metrics, IPv4Only: c.IPv4Only,
-		Hide: c.Hide,
+		Hide: c.Hide, TrustBundle: c.TrustBundle,
 	}
 	for _, g := range c.Allow {
 		o.Allow = append(o.Allow, control.Grant{UID: *g.UID, Orgs: g.Orgs, Spaces: g.Spaces, Apps: g.Apps})

@@ -53,13 +53,16 @@ func limits(list []string) bool { return len(list) > 0 && !slices.Contains(list,
 func within(list []string, name string) bool { return !limits(list) || slices.Contains(list, name) }
 
 // Authorizer says what a peer may do. It never changes after NewAuthorizer.
-type Authorizer struct{ grants map[uint32][]Grant }
+type Authorizer struct {
+	self   uint32
+	grants map[uint32][]Grant
+}
 
 // NewAuthorizer knows the daemon's own uid and root, who may attach any app
 // unless a grant of theirs says otherwise, and the uids that grants name. All
 // others may do nothing.
 func NewAuthorizer(self uint32, grants []Grant) *Authorizer {
-	a := &Authorizer{grants: map[uint32][]Grant{}}
+	a := &Authorizer{self: self, grants: map[uint32][]Grant{}}
 	for _, g := range grants {
 		a.grants[g.UID] = append(a.grants[g.UID], g)
 	}
@@ -77,6 +80,15 @@ func (a *Authorizer) Known(p Peer) error {
 		return Errorf(CodeNotAllowed, "uid %d may not use this cell; its operator can allow it (key allow)", p.UID)
 	}
 	return nil
+}
+
+// Terminate refuses whoever is neither root nor the daemon's own user: the proxy
+// gets the keys of every container.
+func (a *Authorizer) Terminate(p Peer) error {
+	if p.UID == 0 || p.UID == a.self {
+		return nil
+	}
+	return Errorf(CodeNotAllowed, "uid %d may not terminate the containers' TLS; run the proxy as the daemon's user", p.UID)
 }
 
 // Attach refuses an app that the peer's grants do not cover.

@@ -9,13 +9,15 @@ import (
 	"net"
 	"os"
 	"time"
+
+	"tulle/overlay/mint"
 )
 
 // Client asks one daemon over one connection. Its methods are for one goroutine
 // at a time; Close and Done for any.
 type Client struct {
 	c       *net.UnixConn
-	answers chan []byte
+	answers chan received
 	done    chan struct{}
 	err     error // why done is closed; written before
 }
@@ -26,7 +28,7 @@ func Dial(path string) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the cell daemon: %w", err)
 	}
-	cl := &Client{c: c.(*net.UnixConn), answers: make(chan []byte, 1), done: make(chan struct{})}
+	cl := &Client{c: c.(*net.UnixConn), answers: make(chan received, 1), done: make(chan struct{})}
 	go cl.read()
 	return cl, nil
 }
@@ -35,14 +37,15 @@ func Dial(path string) (*Client, error) {
 func (c *Client) read() {
 	defer close(c.done)
 	for {
-		b, _, err := ReadMessage(c.c, MaxAnswer, 0, nil)
+		b, files, err := ReadMessage(c.c, MaxAnswer, MaxDescriptors, nil)
 		if err != nil {
 			c.err = err
 			return
 		}
 		select {
-		case c.answers <- b:
+		case c.answers <- received{payload: b, files: files}:
 		default:
+			CloseAll(files)
 			c.err = errors.New("the daemon sent an answer that nobody asked for")
 			_ = c.c.Close()
 			return
@@ -62,13 +65,14 @@ func (c *Client) Close() error {
 }
 
 // Attach hands tun to the daemon. pidfd is nil unless a.Lifeline is
-// LifelinePidfd. Both stay the caller's. With LifelineConnection the endpoint
-// lives as long as this connection.
-func (c *Client) Attach(ctx context.Context, a Attach, tun, pidfd *os.File) (Attached, error) {
+// LifelinePidfd, sockets are those of a.TLS. All stay the caller's. With
+// LifelineConnection the endpoint lives as long as this connection.
+func (c *Client) Attach(ctx context.Context, a Attach, tun, pidfd *os.File, sockets ...*os.File) (Attached, error) {
 	files := []*os.File{tun}
 	if pidfd != nil {
 		files = append(files, pidfd)
 	}
+	files = append(files, sockets...)
 	var got Attached
 	err := c.do(ctx, opAttach, a, &got, files...)
 	return got, err
@@ -100,23 +104,65 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return got, err
 }
 
-// do sends one request and waits for its answer. A refusal is an *Error. When
+// TLSList, TLSSockets, TLSCertificate and TLSCaller are the proxy's, see there.
+func (c *Client) TLSList(ctx context.Context, q TLSList) (TLSContainers, error) {
+	var got TLSContainers
+	err := c.do(ctx, opTLSList, q, &got)
+	return got, err
+}
+
+// TLSSockets returns sockets that are the caller's.
+func (c *Client) TLSSockets(ctx context.Context, q TLSSockets) (TLSContainer, *mint.Sockets, error) {
+	var got TLSContainer
+	files, err := c.ask(ctx, opTLSSockets, q, &got)
+	if err == nil && len(files) != (&TLS{}).sockets() {
+		CloseAll(files)
+		err = fmt.Errorf("%s: the cell daemon sent %d descriptors", opTLSSockets, len(files))
+	}
+	if err != nil {
+		return got, nil, err
+	}
+	return got, mint.FromFiles(files), nil
+}
+
+// TLSCertificate asks for a container's certificate.
+func (c *Client) TLSCertificate(ctx context.Context, q TLSCertificate) (TLSPair, error) {
+	var got TLSPair
+	err := c.do(ctx, opTLSCertificate, q, &got)
+	return got, err
+}
+
+// TLSCaller asks who is at a connection's other end.
+func (c *Client) TLSCaller(ctx context.Context, q TLSCaller) (Caller, error) {
+	var got Caller
+	err := c.do(ctx, opTLSCaller, q, &got)
+	return got, err
+}
+
+// do is ask where no descriptor is to come.
+func (c *Client) do(ctx context.Context, op string, body, into any, files ...*os.File) error {
+	got, err := c.ask(ctx, op, body, into, files...)
+	CloseAll(got)
+	return err
+}
+
+// ask sends one request and waits for its answer. A refusal is an *Error. When
 // ctx ends first, the connection is closed: the daemon undoes what it was at,
 // and no late answer can be taken for the next one's.
-func (c *Client) do(ctx context.Context, op string, body, into any, files ...*os.File) error {
+func (c *Client) ask(ctx context.Context, op string, body, into any, files ...*os.File) ([]*os.File, error) {
 	r := request{Op: op}
 	var err error
 	if body != nil {
 		if r.Body, err = json.Marshal(body); err != nil {
-			return fmt.Errorf("%s: %w", op, err)
+			return nil, fmt.Errorf("%s: %w", op, err)
 		}
 	}
 	b, err := json.Marshal(r)
 	if err != nil {
-		return fmt.Errorf("%s: %w", op, err)
+		return nil, fmt.Errorf("%s: %w", op, err)
 	}
 	if len(b) > MaxRequest {
-		return Errorf(CodeBadRequest, "%s: the request has %d bytes, at most %d are possible", op, len(b), MaxRequest)
+		return nil, Errorf(CodeBadRequest, "%s: the request has %d bytes, at most %d are possible", op, len(b), MaxRequest)
 	}
 	deadline, _ := ctx.Deadline()
 	_ = c.c.SetWriteDeadline(deadline)
@@ -124,30 +170,39 @@ func (c *Client) do(ctx context.Context, op string, body, into any, files ...*os
 	if err := WriteMessage(c.c, b, files...); err != nil {
 		// The daemon may have said why before it hung up.
 		select {
-		case b := <-c.answers:
-			return decodeAnswer(op, b, into)
+		case m := <-c.answers:
+			return m.decode(op, into)
 		case <-c.done:
 		case <-ctx.Done():
 		}
-		return fmt.Errorf("%s: %w", op, err)
+		return nil, fmt.Errorf("%s: %w", op, err)
 	}
 	select {
-	case b := <-c.answers:
-		return decodeAnswer(op, b, into)
+	case m := <-c.answers:
+		return m.decode(op, into)
 	case <-ctx.Done():
 		_ = c.Close()
-		return fmt.Errorf("%s: %w", op, ctx.Err())
+		return nil, fmt.Errorf("%s: %w", op, ctx.Err())
 	case <-c.done:
 	}
 	select {
-	case b := <-c.answers:
-		return decodeAnswer(op, b, into)
+	case m := <-c.answers:
+		return m.decode(op, into)
 	default:
 	}
 	if errors.Is(c.err, io.EOF) {
-		return fmt.Errorf("%s: the cell daemon closed the connection", op)
+		return nil, fmt.Errorf("%s: the cell daemon closed the connection", op)
 	}
-	return fmt.Errorf("%s: %w", op, c.err)
+	return nil, fmt.Errorf("%s: %w", op, c.err)
+}
+
+// decode reads an answer; its descriptors are the caller's, or closed.
+func (m received) decode(op string, into any) ([]*os.File, error) {
+	if err := decodeAnswer(op, m.payload, into); err != nil {
+		CloseAll(m.files)
+		return nil, err
+	}
+	return m.files, nil
 }
 
 func decodeAnswer(op string, b []byte, into any) error {

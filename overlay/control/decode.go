@@ -15,6 +15,11 @@ const (
 	opGC     = "gc"
 	opList   = "list"
 	opStatus = "status"
+
+	opTLSList        = "tls_list"
+	opTLSSockets     = "tls_sockets"
+	opTLSCertificate = "tls_certificate"
+	opTLSCaller      = "tls_caller"
 )
 
 const (
@@ -58,7 +63,7 @@ func decodeRequest(payload []byte, n int) (any, error) {
 	case opStatus:
 		return statusRequest{}, nil
 	}
-	return nil, Errorf(CodeBadRequest, "unknown operation %.32q", r.Op)
+	return decodeTLS(r)
 }
 
 type (
@@ -93,7 +98,10 @@ func (a Attach) check(files int) error {
 	default:
 		return Errorf(CodeBadRequest, "unknown lifeline %.32q", a.Lifeline)
 	}
-	if files != want {
+	if err := a.TLS.check(); err != nil {
+		return err
+	}
+	if want += a.TLS.sockets(); files != want {
 		return Errorf(CodeBadRequest, "attach with lifeline %s takes %d descriptors, %d came with it", a.Lifeline, want, files)
 	}
 	return nil

@@ -23,6 +23,9 @@ func TestDecodeRequestNamesTheFault(t *testing.T) {
 		{"IPv6 address", `{"container":"c","app":{"guid":"g"},"device":"eth0","lifeline":"none","address":"fd00::1"}`, "IPv4"},
 		{"no address", `{"container":"c","app":{"guid":"g"},"device":"eth0","lifeline":"none","address":"here"}`, "attach"},
 		{"wrong type", `{"container":7}`, "attach"},
+		{"sockets of TLS missing", `{"container":"c","app":{"guid":"g"},"device":"eth0","lifeline":"none","tls":{}}`, "takes 4 descriptors"},
+		{"unknown identity", `{"container":"c","app":{"guid":"g"},"device":"eth0","lifeline":"none","tls":{"identity":"x","off":"y"}}`, "identity"},
+		{"the reserved port", `{"container":"c","app":{"guid":"g"},"device":"eth0","lifeline":"none","tls":{"backend":61443,"off":"y"}}`, "reserved"},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -44,6 +47,12 @@ func FuzzDecodeRequest(f *testing.F) {
 	f.Add([]byte(`{"op":"gc","body":{"network":"n","keep":["c1","c1.eth1"]}}`), 0)
 	f.Add([]byte(`{"op":"list"}`), 0)
 	f.Add([]byte(`{"op":"status","body":null}`), 0)
+	f.Add([]byte(`{"op":"attach","body":{"container":"c1","app":{"guid":"g"},"device":"eth0","lifeline":"pidfd","tls":{"backend":80,"client_certificate":true,"identity":"xfcc"}}}`), 5)
+	f.Add([]byte(`{"op":"attach","body":{"container":"c1","app":{"guid":"g"},"device":"eth0","lifeline":"none","tls":{"off":"port in use"}}}`), 1)
+	f.Add([]byte(`{"op":"tls_list","body":{"version":3}}`), 0)
+	f.Add([]byte(`{"op":"tls_sockets","body":{"container":"c1"}}`), 0)
+	f.Add([]byte(`{"op":"tls_certificate","body":{"container":"c1","fresh":true}}`), 0)
+	f.Add([]byte(`{"op":"tls_caller","body":{"container":"c1","peer":"10.255.1.2:4711"}}`), 0)
 	f.Add([]byte(`[`), 0)
 	f.Fuzz(func(t *testing.T, payload []byte, files int) {
 		got, err := decodeRequest(payload, files)
@@ -57,7 +66,7 @@ func FuzzDecodeRequest(f *testing.F) {
 		switch r := got.(type) {
 		case Attach:
 			op = opAttach
-			if len(r.Container) > maxContainer || len(r.Device) > maxDevice || files != 1 && files != 2 {
+			if len(r.Container) > maxContainer || len(r.Device) > maxDevice || files < 1 || files > MaxDescriptors {
 				t.Fatalf("accepted %+v with %d files", r, files)
 			}
 		case Detach:
@@ -71,6 +80,17 @@ func FuzzDecodeRequest(f *testing.F) {
 			op = opList
 		case statusRequest:
 			op = opStatus
+		case TLSList:
+			op = opTLSList
+		case TLSSockets:
+			op = opTLSSockets
+		case TLSCertificate:
+			op = opTLSCertificate
+		case TLSCaller:
+			op = opTLSCaller
+			if !r.Peer.IsValid() {
+				t.Fatalf("accepted %+v", r)
+			}
 		default:
 			t.Fatalf("accepted as %T", got)
 		}

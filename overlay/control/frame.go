@@ -16,7 +16,7 @@ import (
 const (
 	MaxRequest     = 64 << 10
 	MaxAnswer      = 64 << 20 // a status with every endpoint of a large network
-	MaxDescriptors = 2        // a device and a pidfd
+	MaxDescriptors = 5        // a device, a pidfd and the three sockets of TLS
 )
 
 const prefixLen = 4

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tulle/overlay/mint"
 )
 
 // Limits of the server.
@@ -29,6 +31,8 @@ type AttachRequest struct {
 	Peer  Peer
 	TUN   *os.File // the server's: valid until the call returns, duplicate to keep
 	Pidfd *os.File // likewise; nil unless Lifeline is LifelinePidfd
+	// Sockets are TLS's, likewise; nil unless it is to be terminated.
+	Sockets *mint.Sockets
 	// Gone is closed when the connection ends, but not when the server stops.
 	Gone <-chan struct{}
 }
@@ -46,9 +50,20 @@ type Handler interface {
 	Status(ctx context.Context) (Status, error)
 }
 
+// TLSHandler does what the proxy that terminates TLS asks for; the rest is as of
+// Handler. Only the daemon's own user and root may ask.
+type TLSHandler interface {
+	TLSList(ctx context.Context, r TLSList) (TLSContainers, error)
+	// TLSSockets returns descriptors that are the server's to close.
+	TLSSockets(ctx context.Context, r TLSSockets) (TLSContainer, *mint.Sockets, error)
+	TLSCertificate(ctx context.Context, r TLSCertificate) (TLSPair, error)
+	TLSCaller(ctx context.Context, r TLSCaller) (Caller, error)
+}
+
 // Server answers on a socket.
 type Server struct {
 	Handler    Handler
+	TLS        TLSHandler // nil: nobody terminates TLS here
 	Authorizer *Authorizer
 	Log        *slog.Logger
 }
@@ -254,6 +269,9 @@ func (s *Server) handle(ctx context.Context, peer Peer, m received, gone <-chan 
 		if r.Lifeline == LifelinePidfd {
 			ar.Pidfd = m.files[1]
 		}
+		if n := r.TLS.sockets(); n > 0 {
+			ar.Sockets = mint.FromFiles(m.files[len(m.files)-n:])
+		}
 		ok, err = s.Handler.Attach(ctx, ar)
 		held = err == nil && r.Lifeline == LifelineConnection
 	case Detach:
@@ -264,6 +282,8 @@ func (s *Server) handle(ctx context.Context, peer Peer, m received, gone <-chan 
 		ok, err = s.Handler.List(ctx)
 	case statusRequest:
 		ok, err = s.Handler.Status(ctx)
+	default:
+		ok, err = s.handleTLS(ctx, peer, r)
 	}
 	var e *Error
 	if err != nil && !errors.As(err, &e) {
@@ -273,8 +293,42 @@ func (s *Server) handle(ctx context.Context, peer Peer, m received, gone <-chan 
 	return ok, held, err
 }
 
+func (s *Server) handleTLS(ctx context.Context, peer Peer, r any) (any, error) {
+	if err := s.Authorizer.Terminate(peer); err != nil {
+		return nil, err
+	}
+	if s.TLS == nil {
+		return nil, Errorf(CodeUnavailable, "this daemon has no TLS to be terminated")
+	}
+	switch r := r.(type) {
+	case TLSList:
+		return s.TLS.TLSList(ctx, r)
+	case TLSSockets:
+		c, sockets, err := s.TLS.TLSSockets(ctx, r)
+		return withFiles{c, sockets}, err
+	case TLSCertificate:
+		return s.TLS.TLSCertificate(ctx, r)
+	case TLSCaller:
+		return s.TLS.TLSCaller(ctx, r)
+	}
+	return nil, Errorf(CodeBadRequest, "unknown operation")
+}
+
+// withFiles is an answer with descriptors beside it, which reply closes.
+type withFiles struct {
+	body  any
+	files *mint.Sockets
+}
+
 func reply(c *net.UnixConn, ok any, err error) error {
 	var a answer
+	var files []*os.File
+	if w, is := ok.(withFiles); is {
+		defer w.files.Close()
+		if ok = w.body; err == nil {
+			files = w.files.Files()
+		}
+	}
 	if err != nil {
 		errors.As(err, &a.Error)
 	} else if a.OK, err = json.Marshal(ok); err != nil {
@@ -285,7 +339,7 @@ func reply(c *net.UnixConn, ok any, err error) error {
 		return err
 	}
 	_ = c.SetWriteDeadline(time.Now().Add(writeTimeout))
-	return WriteMessage(c, b)
+	return WriteMessage(c, b, files...)
 }
 
 func peerOf(c *net.UnixConn) (Peer, error) {

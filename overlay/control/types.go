@@ -21,7 +21,8 @@ const (
 )
 
 // Attach hands a container's TUN descriptor to the daemon. The descriptor
-// travels beside the message (SCM_RIGHTS), first, then the pidfd if there is one.
+// travels beside the message (SCM_RIGHTS), first, then the pidfd if there is one,
+// then the sockets of TLS.
 type Attach struct {
 	Container string     `json:"container"` // unique on the cell
 	App       api.AppRef `json:"app"`
@@ -38,6 +39,8 @@ type Attach struct {
 	// Resume asks for the endpoint that the daemon's journal has for Container:
 	// the daemon was restarted and the attacher kept its duplicate.
 	Resume bool `json:"resume,omitempty"`
+	// TLS is to be terminated for the container; nil: it is not.
+	TLS *TLS `json:"tls,omitempty"`
 }
 
 // Bandwidth is a token bucket for each direction, in bits a second and bits, by the
@@ -62,6 +65,8 @@ type Attached struct {
 	// Mask are the daemon's own directories (state, credentials, socket). An
 	// attacher whose container shares the host's file system hides them from it.
 	Mask []string `json:"mask,omitempty"`
+	// Trust is what containers trust each other's certificates by, PEM.
+	Trust string `json:"trust,omitempty"`
 }
 
 // Detach ends an endpoint. Detaching what is not there succeeds.
@@ -98,6 +103,7 @@ type Endpoint struct {
 	UID         uint32       `json:"uid"`               // who attached it
 	Network     string       `json:"network,omitempty"` // its runtime's name for it
 	Bandwidth   Bandwidth    `json:"bandwidth,omitzero"`
+	TLS         *TLS         `json:"tls,omitempty"` // what is terminated for it, or why it is not
 }
 
 // Status is the daemon's state at a glance.

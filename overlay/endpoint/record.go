@@ -31,6 +31,7 @@ type Endpoint struct {
 	UID       uint32            `json:"uid"`
 	Network   string            `json:"network,omitempty"` // the runtime's name; for its GC
 	Bandwidth control.Bandwidth `json:"bandwidth,omitzero"`
+	TLS       *control.TLS      `json:"tls,omitempty"`
 }
 
 // Lease is the cell's lease and when it ends, by two clocks: CLOCK_BOOTTIME

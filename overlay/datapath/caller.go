@@ -1,0 +1,44 @@
+package datapath
+
+import (
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"tulle/overlay/flow"
+	"tulle/policy"
+)
+
+// Caller is the initiator of a live flow to a container of this cell.
+type Caller struct {
+	Tag       policy.Tag
+	App       policy.AppID // "": a silk peer's, whose endpoints nobody publishes
+	Container string       // "": not of this cell
+}
+
+// Caller says who opened the TCP connection from peer to a local container's
+// port. Only a flow that was allowed, between endpoints that are still the same,
+// has one. For any goroutine; it takes no lock.
+func (p *Path) Caller(local, peer netip.AddrPort) (Caller, bool) {
+	key := flow.Key{Src: peer.Addr(), Dst: local.Addr(), SrcPort: peer.Port(), DstPort: local.Port(), Proto: unix.IPPROTO_TCP}
+	var f flow.Flow
+	d, hit := p.flows.Lookup(&key, &f)
+	if !hit || d != flow.Forward || f.State.Over() {
+		return Caller{}, false
+	}
+	snap := p.fib.Load()
+	here, _, _ := snap.Lookup(local.Addr())
+	if here == nil || here.Incarnation != f.DstIncarnation {
+		return Caller{}, false
+	}
+	c := Caller{Tag: f.SrcTag}
+	switch l, r, _ := snap.Lookup(peer.Addr()); {
+	case l != nil && l.Incarnation == f.SrcIncarnation:
+		c.App, c.Container = l.App, l.Container
+	case r != nil && r.Incarnation == f.SrcIncarnation:
+		c.App = r.App
+	case f.SrcIncarnation != 0 || f.SrcTag == policy.NoTag:
+		return Caller{}, false
+	}
+	return c, true
+}

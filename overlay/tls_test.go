@@ -1,0 +1,249 @@
+package overlay
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tulle/overlay/control"
+	"tulle/overlay/mint"
+	"tulle/policy"
+)
+
+// secured attaches a container whose TLS is to be terminated.
+func (c *cell) secured(id string, of policy.AppID, l control.Lifeline) (*app, *mint.Sockets) {
+	c.Helper()
+	a := &app{cell: c, id: id, conn: c.client()}
+	a.ns, a.tun = newTUN(c.T)
+	var s *mint.Sockets
+	if err := a.ns.Do(func() (err error) { s, err = mint.Create(control.TLSPort); return err }); err != nil {
+		c.Fatal(err)
+	}
+	c.Cleanup(func() { _ = s.Close() })
+	r := c.request(id, of, l)
+	r.TLS = &control.TLS{Backend: 80}
+	var err error
+	if a.at, err = a.conn.Attach(c.Context(), r, a.tun, nil, s.Files()...); err != nil {
+		c.Fatalf("attach %s: %v", id, err)
+	}
+	a.configure()
+	return a, s
+}
+
+// proxied takes a container's sockets as the proxy does, and listens.
+func (c *cell) proxied(id string) (control.TLSContainer, net.Listener) {
+	c.Helper()
+	got, s, err := c.client().TLSSockets(c.Context(), control.TLSSockets{Container: id})
+	if err != nil {
+		c.Fatal(err)
+	}
+	m, err := mint.New(s)
+	if err != nil {
+		c.Fatal(err)
+	}
+	c.Cleanup(func() { _ = m.Close() })
+	l, err := m.Listen()
+	if err != nil {
+		c.Fatal(err)
+	}
+	c.Cleanup(func() { _ = l.Close() })
+	return got, l
+}
+
+// The proxy gets a container's sockets, a certificate that verifies by what the
+// attach said is to be trusted, and who it is that called.
+func TestTLSOfAContainer(t *testing.T) {
+	p := newPlane(t)
+	a := p.cell("a", "127.0.0.1", nil)
+	b := p.cell("b", "127.0.0.2", nil)
+	p.allow(tcp("web", "db", control.TLSPort))
+	db, _ := b.secured("db-0", "db", control.LifelineConnection)
+	web := a.attach("web-0", "web", control.LifelineConnection)
+	near := b.attach("web-1", "web", control.LifelineConnection)
+	stranger := b.attach("x-0", "x", control.LifelineConnection)
+
+	list, err := b.client().TLSList(t.Context(), control.TLSList{})
+	if err != nil || len(list.Containers) != 1 || list.Containers["db-0"] == 0 {
+		t.Fatalf("list %+v, %v", list, err)
+	}
+	got, l := b.proxied("db-0")
+	if got.Backend != 80 || got.Address != db.addr() || got.App != "db" {
+		t.Errorf("container %+v", got)
+	}
+	pair, err := b.client().TLSCertificate(t.Context(), control.TLSCertificate{Container: "db-0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := tls.X509KeyPair([]byte(pair.Certificate), []byte(pair.Key))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM([]byte(db.at.Trust)) || db.at.Trust != pair.Trust {
+		t.Errorf("trust of the attach %q, of the certificate %q", db.at.Trust, pair.Trust)
+	}
+	if _, err := cert.Leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: "db-0"}); err != nil {
+		t.Error(err)
+	}
+	if err := cert.Leaf.VerifyHostname(db.addr().String()); err != nil {
+		t.Error(err)
+	}
+	if bundle, err := os.ReadFile(b.daemon.cfg.TrustBundle); err != nil || !strings.HasSuffix(string(bundle), pair.Trust) {
+		t.Errorf("bundle for other runtimes: %v", err)
+	}
+
+	for _, from := range []struct {
+		*app
+		container string
+	}{{web, ""}, {near, "web-1"}} {
+		var c net.Conn
+		eventually(t, from.id+" connects", func() (ok bool) {
+			c, err = from.dial(db, control.TLSPort, time.Second)
+			return err == nil
+		})
+		defer c.Close()
+		served, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		peer := served.RemoteAddr().(*net.TCPAddr).AddrPort()
+		who, err := b.client().TLSCaller(t.Context(), control.TLSCaller{Container: "db-0", Peer: peer})
+		if err != nil || who.App != "web" || who.Container != from.container {
+			t.Errorf("%s is %+v, %v", from.id, who, err)
+		}
+		other := netip.AddrPortFrom(peer.Addr(), peer.Port()+1)
+		if _, err := b.client().TLSCaller(t.Context(), control.TLSCaller{Container: "db-0", Peer: other}); codeOf(err) != control.CodeNotFound {
+			t.Errorf("another port of %s: %v", from.id, err)
+		}
+		// A connection that is over is nobody's.
+		c.Close()
+		served.Close()
+		eventually(t, "the flow is over", func() bool {
+			_, err := b.client().TLSCaller(t.Context(), control.TLSCaller{Container: "db-0", Peer: peer})
+			return codeOf(err) == control.CodeNotFound
+		})
+	}
+	stranger.refused(db, control.TLSPort)
+
+	// The list waits for a change, and what ended is not in it.
+	changed := make(chan control.TLSContainers, 1)
+	go func() {
+		next, err := b.client().TLSList(t.Context(), control.TLSList{Version: list.Version})
+		if err != nil {
+			t.Error(err)
+		}
+		changed <- next
+	}()
+	_ = db.conn.Close()
+	if next := <-changed; len(next.Containers) != 0 {
+		t.Errorf("after the detach: %+v", next)
+	}
+	eventually(t, "the key of a container that is gone is gone", func() bool {
+		_, err := b.client().TLSCertificate(t.Context(), control.TLSCertificate{Container: "db-0"})
+		return codeOf(err) == control.CodeNotFound
+	})
+}
+
+// The sockets outlive the daemon in the holder, and the certificate in its
+// directory; a client that connects while there is no proxy waits for the next
+// one, and is refused when none comes.
+func TestTLSSocketsOutliveTheDaemon(t *testing.T) {
+	p := newPlane(t)
+	c := p.cell("a", "127.0.0.1", func(cfg *Config) { cfg.ProxyAway = 500 * time.Millisecond })
+	p.allow(tcp("web", "db", control.TLSPort))
+	db, sockets := c.secured("db-0", "db", control.LifelineNone)
+	web := c.attach("web-0", "web", control.LifelineNone)
+	before, err := c.client().TLSCertificate(t.Context(), control.TLSCertificate{Container: "db-0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Only the holder has the sockets besides the daemon, and both go through a restart.
+	_ = sockets.Close()
+	_, l := c.proxied("db-0")
+	_ = l.Close()
+	c.shut()
+	p.stop() // no server either
+	c.run()
+	after, err := c.client().TLSCertificate(t.Context(), control.TLSCertificate{Container: "db-0"})
+	if err != nil || after.Certificate != before.Certificate {
+		t.Errorf("after a restart without a server the certificate is another, %v", err)
+	}
+	p.start()
+	c.untilStatus("connected", func(s control.Status) bool { return s.Connected })
+	web.refusedSoon(db)
+	_, l = c.proxied("db-0")
+	var conn net.Conn
+	eventually(t, "a connection to the next proxy", func() bool {
+		conn, err = web.dial(db, control.TLSPort, time.Second)
+		return err == nil
+	})
+	defer conn.Close()
+	served, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = served.Write([]byte("hello"))
+	_ = served.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	if b, err := io.ReadAll(conn); err != nil || string(b) != "hello" {
+		t.Errorf("the next proxy said %q, %v", b, err)
+	}
+}
+
+// refusedSoon waits until the port refuses.
+func (a *app) refusedSoon(b *app) {
+	a.Helper()
+	eventually(a.T, "the port of a proxy that is gone refuses", func() bool {
+		c, err := a.dial(b, control.TLSPort, time.Second)
+		if err == nil {
+			_ = c.Close()
+		}
+		return errors.Is(err, unix.ECONNREFUSED)
+	})
+}
+
+// Sockets of the daemon's own namespace would open doors of the host; another
+// port is not the one that policies are about; without sockets it is said why.
+func TestTLSAttachesThatAreRefusedOrOff(t *testing.T) {
+	p := newPlane(t)
+	c := p.cell("a", "127.0.0.1", nil)
+	ns, tun := newTUN(t)
+	try := func(s *mint.Sockets, err error) error {
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		r := c.request("db-0", "db", control.LifelineConnection)
+		r.TLS = &control.TLS{}
+		_, err = c.client().Attach(t.Context(), r, tun, nil, s.Files()...)
+		return err
+	}
+	if err := try(mint.Create(control.TLSPort)); codeOf(err) != control.CodeBadRequest || !strings.Contains(err.Error(), "own network namespace") {
+		t.Errorf("sockets of the host: %v", err)
+	}
+	var s *mint.Sockets
+	err := ns.Do(func() (err error) { s, err = mint.Create(8443); return err })
+	if err := try(s, err); codeOf(err) != control.CodeBadRequest || !strings.Contains(err.Error(), "61443") {
+		t.Errorf("another port: %v", err)
+	}
+	r := c.request("db-0", "db", control.LifelineConnection)
+	r.TLS = &control.TLS{Off: "port 61443 is in use"}
+	if _, err := c.client().Attach(t.Context(), r, tun, nil); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.status(); len(s.Endpoints) != 1 || s.Endpoints[0].TLS == nil || s.Endpoints[0].TLS.Off != r.TLS.Off {
+		t.Errorf("endpoints %+v", s.Endpoints)
+	}
+	if _, _, err := c.client().TLSSockets(t.Context(), control.TLSSockets{Container: "db-0"}); codeOf(err) != control.CodeNotFound {
+		t.Errorf("sockets of a container without: %v", err)
+	}
+}
