@@ -3,28 +3,46 @@ package tlsproxy
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// bufferLen holds two TLS records (RFC 8446, 5.1).
-const bufferLen = 32 << 10
+const (
+	// smallLen is what a direction that is quiet holds: a request or a small
+	// answer fits, and a thousand idle connections are a few megabytes.
+	smallLen = 2 << 10
+	// bufferLen is what a direction that is busy borrows: four TLS records (RFC
+	// 8446, 5.1).
+	bufferLen = 64 << 10
+	// outLen holds bufferLen sealed.
+	outLen = bufferLen + 1<<10
+)
 
 // conn is a client's connection and, once there is one, the app's. It is the
 // net.Conn under TLS, so that a handshake's callback finds it.
 type conn struct {
 	net.Conn
+	site   *Site
+	caller Caller            // by the cell's word
+	client *x509.Certificate // verified, where one is required
+	shown  *x509.Certificate // ours
 
 	fin   atomic.Bool   // the client's FIN came
 	moved atomic.Uint64 // grows with each piece carried, in either direction
 	quiet int           // ticks since seen changed; endIdle's, as is seen
 	seen  uint64
+
+	outMu sync.Mutex
+	outs  *sync.Pool
+	out   *[]byte // guarded by outMu: sealed records that go out together; nil: at once
 
 	mu      sync.Mutex
 	backend net.Conn // guarded by mu; set at most once, by the handshake
@@ -41,6 +59,36 @@ func (c *conn) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// Write sends a record, or keeps it for send.
+func (c *conn) Write(b []byte) (int, error) {
+	c.outMu.Lock()
+	defer c.outMu.Unlock()
+	if c.out == nil {
+		return c.Conn.Write(b)
+	}
+	*c.out = append(*c.out, b...)
+	return len(b), nil
+}
+
+// seal writes plain text that is more than one record, whose records then leave
+// in one call of the kernel's.
+func (c *conn) seal(to io.Writer, b []byte) error {
+	c.outMu.Lock()
+	c.out = c.outs.Get().(*[]byte)
+	c.outMu.Unlock()
+	_, err := to.Write(b)
+	c.outMu.Lock()
+	defer c.outMu.Unlock()
+	out := c.out
+	c.out = nil
+	if err == nil {
+		_, err = c.Conn.Write(*out)
+	}
+	*out = (*out)[:0]
+	c.outs.Put(out)
+	return err
+}
+
 // plain is what the client sent inside TLS; io.EOF is its close_notify and
 // nothing else.
 type plain struct {
@@ -54,6 +102,25 @@ func (p plain) Read(b []byte) (int, error) {
 		err = io.ErrUnexpectedEOF
 	}
 	return n, err
+}
+
+// sealed is the client's side to write to.
+type sealed struct {
+	*tls.Conn
+	c *conn
+}
+
+// maxRecord is the plain text of one record (RFC 8446, 5.1).
+const maxRecord = 16 << 10
+
+func (s sealed) Write(b []byte) (int, error) {
+	if len(b) <= maxRecord {
+		return s.Conn.Write(b)
+	}
+	if err := s.c.seal(s.Conn, b); err != nil {
+		return 0, err
+	}
+	return len(b), nil
 }
 
 // silent counts calls since the last piece was carried.
@@ -100,8 +167,6 @@ func reset(c net.Conn) {
 	c.Close()
 }
 
-var errBackend = errors.New("the app cannot be reached")
-
 // reachBackend is called in the handshake, when the client's first message is
 // whole: a client that says less than that costs the app nothing, and an error
 // here is an internal_error alert to the client (RFC 8446, 6.2).
@@ -112,34 +177,78 @@ func (p *Proxy) reachBackend(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	c := hello.Conn.(*conn)
 	ctx, cancel := context.WithTimeout(hello.Context(), p.o.DialTimeout)
 	defer cancel()
-	backend, err := new(net.Dialer).DialContext(ctx, "tcp", p.o.Backend)
+	backend, err := c.site.Dial(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errBackend, err)
 	}
 	if !c.attach(backend) {
 		return nil, net.ErrClosed
 	}
-	return nil, nil
+	if c.site.Clients == nil {
+		return nil, nil
+	}
+	own := c.site.config.Clone() // tickets stay the site's
+	own.VerifyConnection = c.verifyClient
+	return own, nil
 }
 
-// carry is a connection's whole life. It returns how it ended.
-func (p *Proxy) carry(c *conn) result {
-	client := tls.Server(c, p.config)
-	if why := p.handshake(c, client); why != "" {
-		return why
+// carry is a connection's whole life.
+func (p *Proxy) carry(c *conn) {
+	ctx, cancel := context.WithTimeout(p.ctx, p.o.HandshakeTimeout)
+	defer cancel()
+	if c.site.Caller != nil {
+		var err error
+		if c.caller, err = c.site.Caller(ctx, addrPort(c.Conn.RemoteAddr())); err != nil {
+			reset(c.Conn)
+			p.ended(c, c.reason(unknownCaller), err)
+			return
+		}
 	}
-	both := make(chan error, 1)
-	go func() { both <- p.copy(c, halfCloser(c.backend), plain{client, c}, &p.metrics.fromClient) }()
-	err := p.copy(c, client, c.backend, &p.metrics.toClient)
-	err = errors.Join(err, <-both)
+	client := tls.Server(c, c.site.config)
+	if why, err := p.handshake(ctx, c, client); err != nil {
+		p.ended(c, why, err)
+		return
+	}
+	cancel()
+	err := p.introduce(c, client)
+	if err == nil {
+		both := make(chan error, 1)
+		go func() { both <- p.copy(c, halfCloser(c.backend), plain{client, c}, &p.metrics.fromClient) }()
+		err = p.copy(c, sealed{client, c}, c.backend, &p.metrics.toClient)
+		err = errors.Join(err, <-both)
+	}
 	if err == nil {
 		// Both halves ended in order, each with its notice.
 		client.Close()
 		c.backend.Close()
-		return c.reason(completed)
+		p.ended(c, c.reason(completed), nil)
+		return
 	}
-	p.o.Log.Debug("connection cut", "client", c.RemoteAddr(), "error", err)
-	return c.reason(aborted)
+	p.ended(c, c.reason(aborted), err)
+}
+
+// introduce tells the app who calls, if it wants to know before the first byte.
+func (p *Proxy) introduce(c *conn, client *tls.Conn) error {
+	if c.site.Identity != IdentityProxy {
+		return nil
+	}
+	name := ""
+	if c.client != nil {
+		name = c.client.Subject.CommonName
+	}
+	header := proxyHeader(addrPort(c.Conn.RemoteAddr()), addrPort(c.Conn.LocalAddr()), c.caller.App, tls.VersionName(client.ConnectionState().Version), name)
+	if _, err := c.backend.Write(header); err != nil {
+		c.end(aborted)
+		return err
+	}
+	return nil
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	if t, ok := a.(*net.TCPAddr); ok {
+		return t.AddrPort()
+	}
+	return netip.AddrPort{}
 }
 
 // reason is why the connection was ended from outside, or else what it came to.
@@ -152,29 +261,43 @@ func (c *conn) reason(otherwise result) result {
 	return otherwise
 }
 
-func (p *Proxy) handshake(c *conn, client *tls.Conn) result {
-	ctx, cancel := context.WithTimeout(p.ctx, p.o.HandshakeTimeout)
-	defer cancel()
+func (p *Proxy) handshake(ctx context.Context, c *conn, client *tls.Conn) (result, error) {
 	began := time.Now()
 	err := client.HandshakeContext(ctx)
 	if err == nil {
 		p.metrics.shook(began)
-		return ""
+		return "", nil
 	}
-	why := handshakeFailed
-	if errors.Is(err, errBackend) {
-		why = backendDown
-		p.o.Log.Warn("app not reached", "backend", p.o.Backend, "error", err)
-	} else {
-		p.o.Log.Debug("handshake failed", "client", c.RemoteAddr(), "error", err)
-	}
+	why := classify(ctx, err, c.fin.Load())
 	// An alert may be under way to the client: FIN, so that it is read. The app
 	// has heard nothing yet.
 	c.Close()
+	c.mu.Lock()
 	if c.backend != nil {
 		c.backend.Close()
 	}
-	return c.reason(why)
+	c.mu.Unlock()
+	return c.reason(why), err
+}
+
+// classify says what a failed handshake was.
+func classify(ctx context.Context, err error, fin bool) result {
+	var header tls.RecordHeaderError
+	switch {
+	case errors.Is(err, errBackend):
+		return backendDown
+	case errors.Is(err, errCertless):
+		return noCertificate
+	case errors.Is(err, errClient):
+		return clientRefused
+	case ctx.Err() != nil:
+		return slowHandshake
+	case errors.As(err, &header):
+		return notTLS
+	case fin || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
+		return abandoned
+	}
+	return handshakeFailed
 }
 
 // writeHalf is a side's writing half.
@@ -186,12 +309,22 @@ type writeHalf interface {
 func halfCloser(c net.Conn) writeHalf { return c.(writeHalf) }
 
 // copy carries one direction until it ends in order, which it passes on, or
-// fails, which ends the connection.
+// fails, which ends the connection. A direction that fills its small buffer
+// borrows a large one until it is quiet again.
 func (p *Proxy) copy(c *conn, to writeHalf, from io.Reader, count *atomic.Uint64) error {
-	buf := p.buffers.Get().(*[bufferLen]byte)
-	defer p.buffers.Put(buf)
+	small := make([]byte, smallLen)
+	var large *[bufferLen]byte
+	defer func() {
+		if large != nil {
+			p.buffers.Put(large)
+		}
+	}()
 	for {
-		n, err := from.Read(buf[:])
+		buf := small
+		if large != nil {
+			buf = large[:]
+		}
+		n, err := from.Read(buf)
 		if n > 0 {
 			if _, werr := to.Write(buf[:n]); werr != nil {
 				c.end(aborted)
@@ -199,6 +332,13 @@ func (p *Proxy) copy(c *conn, to writeHalf, from io.Reader, count *atomic.Uint64
 			}
 			count.Add(uint64(n))
 			c.moved.Add(1)
+		}
+		switch {
+		case large == nil && n == smallLen:
+			large = p.buffers.Get().(*[bufferLen]byte)
+		case large != nil && n < smallLen:
+			p.buffers.Put(large)
+			large = nil
 		}
 		if err == io.EOF {
 			if err = to.CloseWrite(); err == nil {

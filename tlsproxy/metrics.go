@@ -15,16 +15,25 @@ const (
 	aborted         result = "aborted"             // one side cut it
 	idle            result = "idle"                // silent for too long
 	drainedLate     result = "cut_by_drain"        // still there at the end of a drain
-	handshakeFailed result = "handshake_failed"    // no TLS, too old, too slow
+	siteGone        result = "container_gone"      // its container ended
+	notTLS          result = "not_tls"             // the first bytes are no TLS
+	slowHandshake   result = "handshake_timeout"   // half open, or slower than may be
+	abandoned       result = "handshake_abandoned" // the client left in the handshake
+	handshakeFailed result = "handshake_failed"    // too old, no cipher in common, oversize, nonsense
+	clientRefused   result = "client_refused"      // no client certificate, or not the right one
+	unknownCaller   result = "unknown_caller"      // the cell does not know who it is
+	noCertificate   result = "no_certificate"      // there is none for the container yet
 	backendDown     result = "backend_unreachable" // the app does not listen
+	badRequest      result = "bad_request"         // HTTP that may be read in two ways
 	overLimit       result = "over_limit"          // too many at once
 )
 
-var results = []result{completed, aborted, idle, drainedLate, handshakeFailed, backendDown, overLimit}
+var results = []result{completed, aborted, idle, drainedLate, siteGone, notTLS, slowHandshake, abandoned,
+	handshakeFailed, clientRefused, unknownCaller, noCertificate, backendDown, badRequest, overLimit}
 
 type counters struct {
 	accepted             atomic.Uint64
-	ends                 [7]atomic.Uint64 // by index in results
+	ends                 [15]atomic.Uint64 // by index in results
 	fromClient, toClient atomic.Uint64
 	handshakes           prometheus.Histogram
 }
@@ -52,12 +61,13 @@ var (
 	descEnded    = prometheus.NewDesc("tulle_tlsproxy_connections_ended_total", "Connections ended, by how.", []string{"result"}, nil)
 	descOpen     = prometheus.NewDesc("tulle_tlsproxy_connections", "Connections open now.", nil, nil)
 	descBytes    = prometheus.NewDesc("tulle_tlsproxy_carried_bytes_total", "Bytes inside TLS carried, by the side they came from.", []string{"from"}, nil)
+	descSites    = prometheus.NewDesc("tulle_tlsproxy_containers", "Containers whose TLS is terminated.", nil, nil)
 	descReloads  = prometheus.NewDesc("tulle_tlsproxy_certificate_reloads_total", "Changes of the certificate files seen, by whether the new pair was taken.", []string{"result"}, nil)
-	descNotAfter = prometheus.NewDesc("tulle_tlsproxy_certificate_not_after_timestamp_seconds", "When the certificate in use expires, in seconds since 1970.", nil, nil)
+	descNotAfter = prometheus.NewDesc("tulle_tlsproxy_certificate_not_after_timestamp_seconds", "When the first of the certificates in use expires, in seconds since 1970.", nil, nil)
 )
 
-// Certificates is what is exposed of where certificates come from; certs.Files
-// is one.
+// Certificates is what is exposed of where certificates come from: certs.Files,
+// or the cell.
 type Certificates interface {
 	Reloads() (taken, refused uint64)
 	NotAfter() time.Time
@@ -72,7 +82,7 @@ type collector struct {
 }
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descAccepted, descEnded, descOpen, descBytes, descReloads, descNotAfter} {
+	for _, d := range []*prometheus.Desc{descAccepted, descEnded, descOpen, descSites, descBytes, descReloads, descNotAfter} {
 		ch <- d
 	}
 	c.p.metrics.handshakes.Describe(ch)
@@ -91,11 +101,14 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		count(descEnded, m.ends[i].Load(), string(r))
 	}
 	gauge(descOpen, float64(c.p.Open()))
+	gauge(descSites, float64(c.p.Sites()))
 	count(descBytes, m.fromClient.Load(), "client")
 	count(descBytes, m.toClient.Load(), "app")
 	taken, refused := c.certificates.Reloads()
 	count(descReloads, taken, "taken")
 	count(descReloads, refused, "refused")
-	gauge(descNotAfter, float64(c.certificates.NotAfter().Unix()))
+	if at := c.certificates.NotAfter(); !at.IsZero() {
+		gauge(descNotAfter, float64(at.Unix()))
+	}
 	m.handshakes.Collect(ch)
 }

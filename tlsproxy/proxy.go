@@ -22,17 +22,13 @@ const (
 	DefaultMaxConnections   = 4096
 )
 
-// Options say what to carry and how much of it. The zero value of each but
-// Certificate means its default.
+// Options say how much is carried. The zero value of each means its default.
 type Options struct {
-	// Certificate is asked in each handshake; any goroutine.
-	Certificate func() *tls.Certificate
-
-	Backend          string        // the app's host:port
 	HandshakeTimeout time.Duration // from accept to the end of the handshake, the dial in it included
 	DialTimeout      time.Duration // to reach the backend
 	IdleTimeout      time.Duration // without a byte in either direction; judged in quarters
 	MaxConnections   int           // open at once; one more is reset at once
+	MaxPerSite       int           // of one site; MaxConnections
 
 	// Tick, for tests, replaces the clock of IdleTimeout: four ticks are one.
 	Tick <-chan time.Time
@@ -40,21 +36,23 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// Proxy serves one listener.
+// Proxy serves sites.
 type Proxy struct {
 	o       Options
-	config  *tls.Config
 	metrics counters
 	buffers sync.Pool // of *[bufferLen]byte
+	outs    sync.Pool // of *[]byte, of outLen at least
+	logs    logLimit
 
 	ctx  context.Context // ends dials and pauses; ended when connections are cut
 	stop context.CancelFunc
 
 	mu      sync.Mutex
-	serving net.Listener       // guarded by mu
-	conns   map[*conn]struct{} // guarded by mu
-	closing bool               // guarded by mu
-	drained chan struct{}      // closed when closing is set and conns is empty
+	serving map[*Site]net.Listener // guarded by mu
+	conns   map[*conn]struct{}     // guarded by mu
+	open    map[*Site]int          // guarded by mu: conns of each
+	closing bool                   // guarded by mu
+	drained chan struct{}          // closed when closing is set and conns is empty
 }
 
 // suites are the AEAD suites of TLS 1.2; those of 1.3 are all AEAD.
@@ -71,27 +69,20 @@ func suites() []uint16 {
 
 // New makes a proxy; nothing runs before Serve.
 func New(o Options) *Proxy {
-	o.Backend = cmp.Or(o.Backend, DefaultBackend)
 	o.HandshakeTimeout = cmp.Or(o.HandshakeTimeout, DefaultHandshakeTimeout)
 	o.DialTimeout = cmp.Or(o.DialTimeout, DefaultDialTimeout)
 	o.IdleTimeout = cmp.Or(o.IdleTimeout, DefaultIdleTimeout)
 	o.MaxConnections = cmp.Or(o.MaxConnections, DefaultMaxConnections)
+	o.MaxPerSite = cmp.Or(o.MaxPerSite, o.MaxConnections)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Proxy{o: o, conns: make(map[*conn]struct{}), drained: make(chan struct{})}
+	p := &Proxy{o: o, conns: make(map[*conn]struct{}), serving: make(map[*Site]net.Listener), open: make(map[*Site]int), drained: make(chan struct{})}
 	p.metrics.handshakes = newHandshakes()
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	p.buffers.New = func() any { return new([bufferLen]byte) }
-	p.config = &tls.Config{
-		MinVersion:   tls.VersionTLS12,
-		MaxVersion:   tls.VersionTLS13,
-		CipherSuites: suites(),
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			return o.Certificate(), nil
-		},
-		GetConfigForClient: p.reachBackend,
-	}
+	p.outs.New = func() any { b := make([]byte, 0, outLen); return &b }
+	go p.endIdle()
 	return p
 }
 
@@ -101,25 +92,25 @@ var ErrShutdown = errors.New("the proxy is shut down")
 // acceptPause is how long an accept that found no descriptor left waits for one.
 const acceptPause = 50 * time.Millisecond
 
-// Serve accepts connections on l until Shutdown, which closes l, or until l
-// fails for good. It is called once.
-func (p *Proxy) Serve(l net.Listener) error {
-	if !p.begin(l) {
+// Serve accepts a site's connections on l until Shutdown or Remove, which close
+// l, or until l fails for good. It is called once for each site.
+func (p *Proxy) Serve(l net.Listener, s *Site) error {
+	s.config = p.tlsConfig(s)
+	if !p.begin(l, s) {
 		l.Close()
 		return ErrShutdown
 	}
-	go p.endIdle()
 	for {
 		c, err := l.Accept()
 		switch {
 		case err == nil:
-			p.admit(c)
+			p.admit(c, s)
 		case p.ctx.Err() != nil || errors.Is(err, net.ErrClosed):
 			return ErrShutdown
 		case errors.Is(err, syscall.ECONNABORTED): // the client's business
 		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE),
 			errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.ENOMEM):
-			p.o.Log.Warn("connection not accepted", "error", err)
+			p.o.Log.Warn("connection not accepted", "site", s.Name, "error", err)
 			select {
 			case <-p.ctx.Done():
 			case <-time.After(acceptPause):
@@ -130,31 +121,61 @@ func (p *Proxy) Serve(l net.Listener) error {
 	}
 }
 
-func (p *Proxy) begin(l net.Listener) bool {
+func (p *Proxy) begin(l net.Listener, s *Site) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.serving = l
-	return !p.closing
+	if p.closing {
+		return false
+	}
+	p.serving[s] = l
+	return true
+}
+
+// Remove ends a site whose container is gone: its listener, and what is left of
+// its connections.
+func (p *Proxy) Remove(s *Site) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if l := p.serving[s]; l != nil {
+		l.Close()
+		delete(p.serving, s)
+	}
+	for c := range p.conns {
+		if c.site == s {
+			c.end(siteGone)
+		}
+	}
+}
+
+// Close ends a site's listener; its connections stay.
+func (p *Proxy) Close(s *Site) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if l := p.serving[s]; l != nil {
+		l.Close()
+		delete(p.serving, s)
+	}
 }
 
 // admit starts a connection, or resets it if there are too many.
-func (p *Proxy) admit(raw net.Conn) {
+func (p *Proxy) admit(raw net.Conn, s *Site) {
 	p.metrics.accepted.Add(1)
-	c := &conn{Conn: raw}
+	c := &conn{Conn: raw, site: s, outs: &p.outs}
 	p.mu.Lock()
-	full := p.closing || len(p.conns) >= p.o.MaxConnections
+	full := p.closing || len(p.conns) >= p.o.MaxConnections || p.open[s] >= p.o.MaxPerSite
 	if !full {
 		p.conns[c] = struct{}{}
+		p.open[s]++
 	}
 	p.mu.Unlock()
 	if full {
-		p.metrics.ended(overLimit)
+		p.ended(c, overLimit, errors.New("too many connections"))
 		reset(raw)
 		return
 	}
 	go func() {
 		defer p.leave(c)
-		p.metrics.ended(p.carry(c))
+		p.carry(c)
 	}()
 }
 
@@ -162,6 +183,9 @@ func (p *Proxy) leave(c *conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.conns, c)
+	if p.open[c.site]--; p.open[c.site] == 0 {
+		delete(p.open, c.site)
+	}
 	p.drainedLocked()
 }
 
@@ -184,14 +208,21 @@ func (p *Proxy) Open() int {
 	return len(p.conns)
 }
 
+// Sites is the number of sites that are served now.
+func (p *Proxy) Sites() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.serving)
+}
+
 // Shutdown stops accepting and waits for the connections that are there to end
 // by themselves. When ctx ends first, it resets the rest, waits for that, and
 // returns how many they were beside ctx's error. It is idempotent.
 func (p *Proxy) Shutdown(ctx context.Context) (cut int, err error) {
 	p.mu.Lock()
 	p.closing = true
-	if p.serving != nil {
-		p.serving.Close()
+	for _, l := range p.serving {
+		l.Close()
 	}
 	p.drainedLocked()
 	p.mu.Unlock()

@@ -1,0 +1,171 @@
+package cell
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tulle/overlay/control"
+	"tulle/overlay/mint"
+	"tulle/tlsproxy"
+)
+
+// pair is a certificate as handshakes use it.
+type pair struct {
+	cert     *tls.Certificate
+	trust    *x509.CertPool
+	notAfter time.Time
+	renew    time.Time
+}
+
+// container is one that is served.
+type container struct {
+	f       *Fleet
+	of      control.TLSContainer
+	mint    *mint.Mint
+	site    *tlsproxy.Site
+	version uint64 // of the daemon's list; Run's goroutine alone uses it
+
+	pair atomic.Pointer[pair]
+	ctx  context.Context // ends with the container
+	end  context.CancelFunc
+
+	mu     sync.Mutex    // guards asking
+	asking chan struct{} // closed when the asking under way is over; nil: none is
+}
+
+func newContainer(f *Fleet, of control.TLSContainer, m *mint.Mint, version uint64) *container {
+	c := &container{f: f, of: of, mint: m, version: version}
+	c.ctx, c.end = context.WithCancel(context.Background())
+	if c.of.Backend == 0 {
+		c.of.Backend = control.DefaultTLSBackend
+	}
+	c.site = &tlsproxy.Site{Name: of.Container, Certificate: c.certificate, Dial: c.reach, Caller: c.caller, Identity: tlsproxy.Identity(of.Identity)}
+	if of.ClientCertificate {
+		c.site.Clients = c.clients
+	}
+	return c
+}
+
+// is reports whether a container is still the one that is served.
+func (c *container) is(of control.TLSContainer, s *mint.Sockets) bool {
+	if of.Backend == 0 {
+		of.Backend = control.DefaultTLSBackend
+	}
+	of.App = c.of.App // may have become known since
+	return of == c.of && c.mint.Sockets().Same(s)
+}
+
+func (c *container) close() {
+	c.end()
+	_ = c.mint.Close()
+}
+
+// reach connects to the app on the container's own loopback, or on its own
+// address where nothing listens there.
+func (c *container) reach(ctx context.Context) (net.Conn, error) {
+	conn, err := c.mint.Dial(ctx, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), c.of.Backend))
+	if errors.Is(err, unix.ECONNREFUSED) {
+		conn, err = c.mint.Dial(ctx, netip.AddrPortFrom(c.of.Address, c.of.Backend))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return conn, nil
+}
+
+// caller asks the daemon who opened a connection. While the daemon is away there
+// is no answer, and the handshake's time runs.
+func (c *container) caller(ctx context.Context, peer netip.AddrPort) (tlsproxy.Caller, error) {
+	got, err := ask(ctx, c.f.asks, func(client *control.Client) (control.Caller, error) {
+		return client.TLSCaller(ctx, control.TLSCaller{Container: c.of.Container, Peer: peer})
+	})
+	return tlsproxy.Caller{App: string(got.App)}, err
+}
+
+func (c *container) clients() *x509.CertPool {
+	if p := c.pair.Load(); p != nil {
+		return p.trust
+	}
+	return x509.NewCertPool() // nobody's
+}
+
+// certificate is the one in use. One that this host's clock has expired is asked
+// for anew first; whatever comes of that is then used, since the clock may be
+// what is wrong.
+func (c *container) certificate(ctx context.Context) (*tls.Certificate, error) {
+	p := c.pair.Load()
+	now := time.Now()
+	switch {
+	case p == nil || now.After(p.notAfter):
+		select {
+		case <-c.refresh(p != nil):
+		case <-ctx.Done():
+		}
+	case now.After(p.renew):
+		c.refresh(false)
+	}
+	if p = c.pair.Load(); p == nil {
+		return nil, errors.New("the cell has no certificate for the container yet")
+	}
+	return p.cert, nil
+}
+
+// renew fetches the certificate again in the background: there is another.
+func (c *container) renew(context.Context) { c.refresh(false) }
+
+// refresh asks the daemon, once at a time; the channel is closed when it has.
+func (c *container) refresh(fresh bool) <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.asking != nil {
+		return c.asking
+	}
+	done := make(chan struct{})
+	c.asking = done
+	go func() { // it ends with the container
+		defer close(done)
+		err := c.fetch(fresh)
+		c.mu.Lock()
+		c.asking = nil
+		c.mu.Unlock()
+		if err == nil {
+			c.f.asks.taken.Add(1)
+		} else if c.ctx.Err() == nil {
+			c.f.asks.refused.Add(1)
+			c.f.o.Log.Warn("certificate not to be had, the one before stays in use", "container", c.of.Container, "error", err, "has_one", c.pair.Load() != nil)
+		}
+	}()
+	return done
+}
+
+// fetchWithin bounds one asking; the daemon itself answers within 8 s.
+const fetchWithin = 15 * time.Second
+
+func (c *container) fetch(fresh bool) error {
+	ctx, cancel := context.WithTimeout(c.ctx, fetchWithin)
+	defer cancel()
+	got, err := ask(ctx, c.f.asks, func(client *control.Client) (control.TLSPair, error) {
+		return client.TLSCertificate(ctx, control.TLSCertificate{Container: c.of.Container, Fresh: fresh})
+	})
+	if err != nil {
+		return err
+	}
+	cert, err := tls.X509KeyPair([]byte(got.Certificate), []byte(got.Key))
+	if err != nil {
+		return fmt.Errorf("certificate of the cell: %w", err)
+	}
+	p := &pair{cert: &cert, trust: x509.NewCertPool(), notAfter: got.NotAfter, renew: got.Renew.Add(time.Minute)}
+	p.trust.AppendCertsFromPEM([]byte(got.Trust))
+	c.pair.Store(p)
+	return nil
+}
