@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tulle/overlay/control"
+	"tulle/overlay/mint"
 	"tulle/overlay/netcfg"
 	"tulle/policy/api"
 )
@@ -69,7 +70,8 @@ func EndpointName(id, device string) string {
 type Wish struct {
 	App       api.AppRef
 	Instance  string
-	Address   netip.Addr // invalid: any
+	Address   netip.Addr   // invalid: any
+	TLS       *control.TLS // nil: none is terminated
 	Bandwidth control.Bandwidth
 }
 
@@ -87,27 +89,44 @@ func Add(ctx context.Context, c Container, w Wish) (got control.Attached, err er
 	defer client.Close()
 
 	var tun *os.File
+	var sockets *mint.Sockets
 	if err := netcfg.Do(ns, func() (err error) {
 		// An app that connects to its own address goes through lo.
 		if err := netcfg.LoopbackUp(); err != nil {
 			return err
 		}
-		tun, err = netcfg.CreateTUN(c.Device, provisionalMTU)
+		if tun, err = netcfg.CreateTUN(c.Device, provisionalMTU); err != nil || w.TLS == nil {
+			return err
+		}
+		if sockets, err = mint.Create(control.TLSPort); errors.Is(err, mint.ErrPortTaken) {
+			// The platform's own proxy, most likely: this one steps back.
+			off := *w.TLS
+			off.Off = err.Error()
+			w.TLS, err = &off, nil
+		}
 		return err
 	}); err != nil {
+		if tun != nil {
+			err = errors.Join(err, tun.Close())
+		}
 		return got, err
 	}
-	// From here on the daemon's duplicates keep the device.
+	// From here on the daemon's duplicates keep the device and the sockets.
 	defer tun.Close()
+	defer sockets.Close()
+	var files []*os.File
+	if sockets != nil {
+		files = sockets.Files()
+	}
 
 	request := control.Attach{Container: c.Name(), App: w.App, Instance: w.Instance, Address: w.Address, Bandwidth: w.Bandwidth,
-		Network: c.Network, Device: c.Device, Lifeline: control.LifelineNone}
+		Network: c.Network, Device: c.Device, TLS: w.TLS, Lifeline: control.LifelineNone}
 	pidfd := openProcess(c.Netns, ns)
 	if pidfd != nil {
 		defer pidfd.Close()
 		request.Lifeline = control.LifelinePidfd
 	}
-	if got, err = client.Attach(ctx, request, tun, pidfd); err != nil {
+	if got, err = client.Attach(ctx, request, tun, pidfd, files...); err != nil {
 		return got, fmt.Errorf("attach to the cell: %w", err)
 	}
 	if err := netcfg.Do(ns, func() error {

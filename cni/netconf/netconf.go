@@ -28,11 +28,20 @@ type Conf struct {
 	// NamePattern finds the application in a container's name: a regular
 	// expression over the whole name with the groups app, space, org and instance.
 	NamePattern string `json:"name_pattern,omitempty"`
+	// TLS says how port 61443 is terminated; absent: to the app's port 8080, but for
+	// Garden's containers, where the platform's own proxy may have the port.
+	TLS *TLS `json:"tls,omitempty"`
 	// Metadata is what Garden's runtime says about the container.
 	Metadata Metadata `json:"metadata"`
 	// Runtime is what the runtime says about this container, as far as the network
 	// declares the capability.
 	Runtime Runtime `json:"runtimeConfig"`
+}
+
+// TLS is the termination of TLS for the containers of the network.
+type TLS struct {
+	Enabled *bool `json:"enabled,omitempty"`
+	control.TLS
 }
 
 // Metadata are the properties of a container that name its application.

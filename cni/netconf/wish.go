@@ -12,6 +12,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"tulle/cni/attach"
+	"tulle/overlay/control"
 )
 
 // Wish is what a container is to be. What a runtime asks for and cannot have is
@@ -28,8 +29,25 @@ func (c *Conf) Wish(args, id string, env func(string) string) (attach.Wish, erro
 	if b := c.Runtime.Bandwidth; b != nil {
 		w.Bandwidth = *b
 	}
+	w.TLS = c.tls()
 	_, macErr := c.MAC(args)
 	return w, errors.Join(macErr, c.cannot())
+}
+
+// tls is what is to be terminated; nil: nothing.
+func (c *Conf) tls() *control.TLS {
+	garden := c.Metadata != Metadata{}
+	switch {
+	case c.TLS == nil && garden:
+		return nil
+	case c.TLS == nil:
+		return &control.TLS{}
+	case c.TLS.Enabled == nil && garden, c.TLS.Enabled != nil && !*c.TLS.Enabled:
+		return nil
+	}
+	t := c.TLS.TLS
+	t.Off = "" // the attach's own word
+	return &t
 }
 
 // cannot names what this data path does not do.

@@ -54,6 +54,32 @@ func TestWish(t *testing.T) {
 	}
 }
 
+// TLS is terminated unless the network says no, or the container is Garden's.
+func TestTLS(t *testing.T) {
+	for _, c := range []struct{ name, keys, want string }{
+		{"nothing said", ``, "{0 false  }"},
+		{"off", `"tls":{"enabled":false,"backend":80}`, "nil"},
+		{"a port and an identity", `"tls":{"backend":8081,"client_certificate":true,"identity":"proxy","off":"x"}`, "{8081 true proxy }"},
+		{"Garden", `"metadata":{"app_id":"a"}`, "nil"},
+		{"Garden, with a port but not switched on", `"metadata":{"app_id":"a"},"tls":{"backend":80}`, "nil"},
+		{"Garden, switched on", `"metadata":{"app_id":"a"},"tls":{"enabled":true}`, "{0 false  }"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w, err := parsed(t, c.keys).Wish("", "c1", func(string) string { return "" })
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := "nil"
+			if w.TLS != nil {
+				got = fmt.Sprint(*w.TLS)
+			}
+			if got != c.want {
+				t.Errorf("got %s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
 func TestNames(t *testing.T) {
 	own := netip.MustParseAddr("169.254.0.2")
 	for _, c := range []struct{ name, keys, want string }{

@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tulle/overlay/control"
+	"tulle/overlay/mint"
 	"tulle/overlay/netcfg"
 )
 
@@ -63,8 +65,17 @@ func start(conn *net.UnixConn) (pid int, s *setup, err error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	err = send(conn, report{Device: true}, tun)
-	if err := errors.Join(err, tun.Close()); err != nil {
+	// The sockets of TLS, for the cell's proxy; the command gets none of them.
+	sockets, err := socketsFor(os.Args)
+	if err != nil {
+		return 0, nil, err
+	}
+	files := []*os.File{tun}
+	if sockets != nil {
+		files = append(files, sockets.Files()...)
+	}
+	err = send(conn, report{Device: true}, files...)
+	if err := errors.Join(err, tun.Close(), sockets.Close()); err != nil {
 		return 0, nil, fmt.Errorf("hand over %s: %w", Device, err)
 	}
 	var o order
@@ -88,6 +99,16 @@ func start(conn *net.UnixConn) (pid int, s *setup, err error) {
 	return pid, s, err
 }
 
+// withTLS is the init's last argument when TLS is to be terminated.
+const withTLS = "tls"
+
+func socketsFor(args []string) (*mint.Sockets, error) {
+	if len(args) == 0 || args[len(args)-1] != withTLS {
+		return nil, nil
+	}
+	return mint.Create(control.TLSPort)
+}
+
 // commandError is a command that cannot be executed, with a shell's status.
 type commandError struct {
 	text   string
@@ -105,7 +126,7 @@ func startCommand(s *setup) (pid int, err error) {
 	defer r.Close()
 	argv := append([]string{nameExec, strconv.FormatBool(s.Foreground)}, s.Command...)
 	pid, err = syscall.ForkExec("/proc/self/exe", argv, &syscall.ProcAttr{
-		Env:   os.Environ(),
+		Env:   trustEnv(os.Environ(), s.bundle),
 		Files: []uintptr{0, 1, 2, w.Fd()},
 		Sys:   commandAttr(s.UID, s.GID),
 	})

@@ -22,45 +22,54 @@ const (
 )
 
 // lifeline keeps the endpoint alive: by a connection to the daemon whose end is
-// a detach, and by a duplicate of the device's descriptor, without which the
-// device would die with the daemon.
+// a detach, and by duplicates of the device's descriptor and TLS's sockets, without
+// which they would die with the daemon.
 type lifeline struct {
 	o       *Options
 	client  *control.Client // nil while the daemon is away; hold's own until end
-	device  int             // see keep
+	kept    []int           // the device, then TLS's sockets; see keep
 	refused chan error      // the daemon is back and will not have the endpoint
 	cancel  context.CancelFunc
 	held    chan struct{} // closed when hold has returned; nil before it starts
 }
 
 func newLifeline(o *Options, client *control.Client) *lifeline {
-	return &lifeline{o: o, client: client, device: -1, refused: make(chan error, 1)}
+	return &lifeline{o: o, client: client, refused: make(chan error, 1)}
 }
 
-// keep takes a duplicate of the device's descriptor and closes f. It is kept as
-// a bare number on purpose: the descriptor is non-blocking, so an *os.File of it
-// would sit in the poller, and every packet would wake this process.
-func (l *lifeline) keep(f *os.File) error {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return errors.Join(err, f.Close())
+// keep takes duplicates of the descriptors and closes the files. They are kept as
+// bare numbers on purpose: they are non-blocking, so an *os.File of one would sit
+// in the poller, and every packet would wake this process.
+func (l *lifeline) keep(files []*os.File) error {
+	defer control.CloseAll(files)
+	for _, f := range files {
+		raw, err := f.SyscallConn()
+		if err != nil {
+			return err
+		}
+		var fd int
+		var dupErr error
+		err = raw.Control(func(old uintptr) { fd, dupErr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) })
+		if err := errors.Join(err, dupErr); err != nil {
+			return err
+		}
+		l.kept = append(l.kept, fd)
 	}
-	var dupErr error
-	err = raw.Control(func(fd uintptr) {
-		l.device, dupErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
-	})
-	return errors.Join(err, dupErr, f.Close())
+	return nil
 }
 
 // attach hands the device to the daemon. With resume the endpoint is the one
 // that the daemon's journal has.
 func (l *lifeline) attach(ctx context.Context, c *control.Client, resume bool) (control.Attached, error) {
-	fd, err := unix.FcntlInt(uintptr(l.device), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return control.Attached{}, fmt.Errorf("duplicate %s: %w", Device, err)
+	var files []*os.File
+	defer func() { control.CloseAll(files) }()
+	for _, kept := range l.kept {
+		fd, err := unix.FcntlInt(uintptr(kept), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return control.Attached{}, fmt.Errorf("duplicate %s: %w", Device, err)
+		}
+		files = append(files, os.NewFile(uintptr(fd), Device))
 	}
-	tun := os.NewFile(uintptr(fd), Device)
-	defer tun.Close()
 	ctx, cancel := context.WithTimeout(ctx, attachTimeout)
 	defer cancel()
 	return c.Attach(ctx, control.Attach{
@@ -70,7 +79,8 @@ func (l *lifeline) attach(ctx context.Context, c *control.Client, resume bool) (
 		Device:    Device,
 		Lifeline:  control.LifelineConnection,
 		Resume:    resume,
-	}, tun, nil)
+		TLS:       l.o.TLS,
+	}, files[0], nil, files[1:]...)
 }
 
 // hold starts to watch the connection and to resume when it has ended.
@@ -158,7 +168,7 @@ func (l *lifeline) end() {
 		}
 		_ = l.client.Close()
 	}
-	if l.device >= 0 {
-		_ = unix.Close(l.device)
+	for _, fd := range l.kept {
+		_ = unix.Close(fd)
 	}
 }

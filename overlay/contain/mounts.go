@@ -31,6 +31,9 @@ func arrange(s *setup) error {
 	if err != nil {
 		return err
 	}
+	if files, err = s.withTrust(files); err != nil {
+		return err
+	}
 	if err := unix.Mount("tmpfs", scratch, "tmpfs", harmless, "mode=0755"); err != nil {
 		return fmt.Errorf("mount a private tmpfs: %w", err)
 	}

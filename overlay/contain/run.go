@@ -53,6 +53,9 @@ type Options struct {
 	// those that the daemon names. What does not exist is skipped.
 	MaskDirs []string
 
+	// TLS is to be terminated on port 61443, by the cell's proxy; nil: it is not.
+	TLS *control.TLS
+
 	Command []string
 	Dir     string   // working directory; the caller's when empty
 	Env     []string // the caller's when nil

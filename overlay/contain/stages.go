@@ -57,17 +57,20 @@ type setup struct {
 	Device     netcfg.Device        `json:"device"`
 	Resolver   string               `json:"resolver"`
 	Mask       []string             `json:"mask"`
+	Trust      string               `json:"trust,omitempty"` // PEM, of other containers' certificates
 	Dir        string               `json:"dir"`
 	Command    []string             `json:"command"`
 	UID        syscall.SysProcIDMap `json:"uid"`
 	GID        syscall.SysProcIDMap `json:"gid"`
 	Foreground bool                 `json:"foreground"` // the command takes the terminal
+
+	bundle string // where arrange has put the roots; "": nowhere
 }
 
 // report is what the init tells the supervisor; one field is set, but Status
 // stands beside Exited and Error.
 type report struct {
-	Device  bool   `json:"device,omitempty"` // made; its descriptor is beside this message
+	Device  bool   `json:"device,omitempty"` // made; its descriptor, and TLS's, are beside this message
 	Started bool   `json:"started,omitempty"`
 	Stopped bool   `json:"stopped,omitempty"` // by a signal of the terminal
 	Exited  bool   `json:"exited,omitempty"`
@@ -85,7 +88,7 @@ func send(c *net.UnixConn, message any, files ...*os.File) error {
 }
 
 func receive(c *net.UnixConn, into any) ([]*os.File, error) {
-	b, files, err := control.ReadMessage(c, maxMessage, 1, nil)
+	b, files, err := control.ReadMessage(c, maxMessage, control.MaxDescriptors, nil)
 	if err != nil {
 		return nil, err
 	}

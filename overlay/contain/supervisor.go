@@ -66,7 +66,7 @@ func (s *supervisor) startInit() error {
 	s.conn = conn
 	s.cmd = &exec.Cmd{
 		Path:        "/proc/self/exe",
-		Args:        []string{nameInit, s.o.Container},
+		Args:        s.initArgs(),
 		Env:         s.o.Env,
 		Stdin:       s.o.Stdin,
 		Stdout:      s.o.Stdout,
@@ -99,11 +99,11 @@ func (s *supervisor) startInit() error {
 
 // setUp brings device, endpoint and command together.
 func (s *supervisor) setUp(ctx context.Context, life *lifeline) (status int, err error) {
-	_, tun, err := s.next()
+	_, files, err := s.next()
 	if err != nil {
 		return StatusOwn, err
 	}
-	if err := life.keep(tun); err != nil {
+	if err := life.keep(files); err != nil {
 		return StatusOwn, fmt.Errorf("keep %s: %w", Device, err)
 	}
 	got, err := life.attach(ctx, life.client, false)
@@ -118,6 +118,7 @@ func (s *supervisor) setUp(ctx context.Context, life *lifeline) (status int, err
 		Device:     netcfg.Device{Name: Device, Address: got.Address, Address6: got.Address6, MTU: got.MTU},
 		Resolver:   got.Resolver.String(),
 		Mask:       append([]string{filepath.Dir(s.o.Socket)}, append(got.Mask, s.o.MaskDirs...)...),
+		Trust:      got.Trust,
 		Dir:        s.o.Dir,
 		Command:    s.o.Command,
 		UID:        s.who.commandUID,
@@ -134,8 +135,19 @@ func (s *supervisor) setUp(ctx context.Context, life *lifeline) (status int, err
 	return 0, nil
 }
 
+// initArgs tell the init its container's name, for the process list, and whether
+// it is to make TLS's sockets.
+func (s *supervisor) initArgs() []string {
+	args := []string{nameInit, s.o.Container}
+	if s.o.TLS != nil {
+		args = append(args, withTLS)
+	}
+	return args
+}
+
 // next waits for a report of the set-up; an Error is returned as one, explained.
-func (s *supervisor) next() (report, *os.File, error) {
+// The descriptors of a Device are the caller's.
+func (s *supervisor) next() (report, []*os.File, error) {
 	var r report
 	files, err := receive(s.conn, &r)
 	switch {
@@ -144,8 +156,8 @@ func (s *supervisor) next() (report, *os.File, error) {
 	case r.Error != "":
 		control.CloseAll(files)
 		return r, nil, explainInit(r)
-	case r.Device && len(files) == 1:
-		return r, files[0], nil
+	case r.Device && len(files) > 0:
+		return r, files, nil
 	case r.Started && len(files) == 0:
 		return r, nil, nil
 	}

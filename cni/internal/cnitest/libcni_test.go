@@ -80,7 +80,7 @@ func TestLifeOfAContainer(t *testing.T) {
 			}
 			device := netcfg.Device{Name: "eth0", Address: netip.MustParsePrefix("10.255.7.3/32"), MTU: 1410}
 			must(t, n.Do(func() error { return netcfg.Check(device) }))
-			want := []control.Attach{{Container: "c1", Network: "web-net", Device: "eth0", Lifeline: control.LifelineNone}}
+			want := []control.Attach{{Container: "c1", Network: "web-net", Device: "eth0", Lifeline: control.LifelineNone, TLS: &control.TLS{}}}
 			want[0].App.Name, want[0].App.Space, want[0].App.Org = "web", "default", "default"
 			if diff := cmp.Diff(want, c.Seen().Attaches, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 				t.Errorf("attaches (-want +got):\n%s", diff)

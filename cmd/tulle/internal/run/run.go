@@ -52,6 +52,9 @@ func Command() *cobra.Command {
 		instance, name   string
 		socket, as, dir  string
 		verbose, showing bool
+		noTLS            bool
+		tls              control.TLS
+		identity         string
 	)
 	cmd := &cobra.Command{
 		Use:   "run --app NAME|GUID [flags] -- COMMAND [ARGUMENT...]",
@@ -60,6 +63,9 @@ func Command() *cobra.Command {
 command reaches other containers where a policy of its app allows it, and they
 reach it the same way. It has no capability, cannot reach the daemon, and runs
 as the calling user (started by root: as nobody, or as --user).
+
+Other containers also reach it by TLS on port 61443, which the cell's proxy terminates
+and carries to --tls-port; a policy for port 61443 is needed, as for any.
 
 Unix sockets in the file system (D-Bus, docker.sock) are no network and so
 outside of any policy.`,
@@ -88,6 +94,10 @@ outside of any policy.`,
 				Stdout:    os.Stdout,
 				Stderr:    os.Stderr,
 				Log:       slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level})),
+			}
+			if !noTLS {
+				tls.Identity = control.Identity(identity)
+				o.TLS = &tls
 			}
 			if showing {
 				// The flag is the root command's; without a root there is only text.
@@ -118,6 +128,10 @@ outside of any policy.`,
 	cmd.Flags().StringVar(&socket, "socket", control.DefaultSocket(), "socket of the cell daemon")
 	cmd.Flags().StringVar(&as, "user", "", "as root: user to run the command as, by name or number, not 0 (default: nobody)")
 	cmd.Flags().StringVar(&dir, "dir", "", "working directory (default: this one)")
+	cmd.Flags().BoolVar(&noTLS, "no-tls", false, "leave port 61443 to the command")
+	cmd.Flags().Uint16Var(&tls.Backend, "tls-port", control.DefaultTLSBackend, "port of the app that TLS on 61443 is carried to")
+	cmd.Flags().BoolVar(&tls.ClientCertificate, "tls-client-certificate", false, "let in only callers that show their own app's certificate on 61443")
+	cmd.Flags().StringVar(&identity, "tls-identity", "", `tell the app who calls on 61443: "proxy" (PROXY protocol v2)`)
 	cmd.Flags().BoolVar(&showing, "show-address", false, "write the container's address and the app's GUID to standard error")
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "log what happens to the container")
 	if err := cmd.MarkFlagRequired("app"); err != nil {
