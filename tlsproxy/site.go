@@ -2,10 +2,8 @@ package tlsproxy
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -20,7 +18,6 @@ type Identity string
 const (
 	IdentityNone  Identity = ""      // not at all
 	IdentityProxy Identity = "proxy" // PROXY protocol v2, before the first byte
-	IdentityXFCC  Identity = "xfcc"  // X-Forwarded-Client-Cert, HTTP/1.1 alone
 )
 
 // Caller is who is at the other end of a connection, by the cell's word.
@@ -112,27 +109,4 @@ func appOf(leaf *x509.Certificate) string {
 		}
 	}
 	return ""
-}
-
-// xfcc is the header's value, in Envoy's form.
-func (c *conn) xfcc() string {
-	var parts []string
-	if cert := c.shown; cert != nil && len(cert.URIs) > 0 {
-		parts = append(parts, "By="+cert.URIs[0].String())
-	}
-	switch {
-	case c.client != nil:
-		sum := sha256.Sum256(c.client.Raw)
-		parts = append(parts, "Hash="+hex.EncodeToString(sum[:]), fmt.Sprintf("Subject=%q", c.client.Subject.String()))
-		for _, u := range c.client.URIs {
-			parts = append(parts, "URI="+u.String())
-		}
-	case c.caller.App != "":
-		host := ""
-		if c.shown != nil && len(c.shown.URIs) > 0 {
-			host = c.shown.URIs[0].Host
-		}
-		parts = append(parts, "URI=spiffe://"+host+"/app/"+c.caller.App)
-	}
-	return strings.Join(parts, ";")
 }

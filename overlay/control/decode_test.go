@@ -47,7 +47,7 @@ func FuzzDecodeRequest(f *testing.F) {
 	f.Add([]byte(`{"op":"gc","body":{"network":"n","keep":["c1","c1.eth1"]}}`), 0)
 	f.Add([]byte(`{"op":"list"}`), 0)
 	f.Add([]byte(`{"op":"status","body":null}`), 0)
-	f.Add([]byte(`{"op":"attach","body":{"container":"c1","app":{"guid":"g"},"device":"eth0","lifeline":"pidfd","tls":{"backend":80,"client_certificate":true,"identity":"xfcc"}}}`), 5)
+	f.Add([]byte(`{"op":"attach","body":{"container":"c1","app":{"guid":"g"},"device":"eth0","lifeline":"pidfd","tls":{"backend":80,"client_certificate":true,"identity":"proxy"}}}`), 5)
 	f.Add([]byte(`{"op":"attach","body":{"container":"c1","app":{"guid":"g"},"device":"eth0","lifeline":"none","tls":{"off":"port in use"}}}`), 1)
 	f.Add([]byte(`{"op":"tls_list","body":{"version":3}}`), 0)
 	f.Add([]byte(`{"op":"tls_sockets","body":{"container":"c1"}}`), 0)

@@ -22,7 +22,6 @@ type Identity string
 const (
 	IdentityNone  Identity = ""      // not at all: plain TCP inside
 	IdentityProxy Identity = "proxy" // a PROXY protocol v2 header before the first byte
-	IdentityXFCC  Identity = "xfcc"  // X-Forwarded-Client-Cert, for HTTP/1.1
 )
 
 // TLS asks for termination of TLS on TLSPort, for an Attach. The descriptors of
@@ -50,9 +49,9 @@ func (t *TLS) check() error {
 		return nil
 	}
 	switch t.Identity {
-	case IdentityNone, IdentityProxy, IdentityXFCC:
+	case IdentityNone, IdentityProxy:
 	default:
-		return Errorf(CodeBadRequest, "tls: identity %.32q is none of proxy, xfcc and \"\"", t.Identity)
+		return Errorf(CodeBadRequest, "tls: identity %.32q is neither proxy nor \"\"", t.Identity)
 	}
 	if t.Backend == TLSPort {
 		return Errorf(CodeBadRequest, "tls: port %d is reserved for container networking, the app's own port is another", TLSPort)

@@ -48,6 +48,7 @@ var steps = []struct {
 	{"What that policy does not say stays closed", (*tour).othersRefused},
 	{"tulle add-network-policy frontend backend --protocol udp --port 9000-9004", (*tour).udpRange},
 	{"A second port beside the first", (*tour).secondPort},
+	{"tulle add-network-policy frontend backend --protocol tcp --port 61443", (*tour).encrypted},
 	{"An instance is killed with SIGKILL and started again", (*tour).instanceKilled},
 	{"A daemon is killed with SIGKILL in the middle of a download", (*tour).daemonKilled},
 	{"How fast", (*tour).throughput},
@@ -99,6 +100,9 @@ func (t *tour) start(ctx context.Context) error {
 			return err
 		}
 		t.check(true, time.Since(begun), "tulle-celld "+name, fmt.Sprintf("%v on %v", status.Lease, status.Underlay))
+		if _, err := t.world.StartProxy(ctx, t.cells[i]); err != nil {
+			return err
+		}
 	}
 	t.apps = make(map[string][]*Instance)
 	for _, app := range []string{frontend, backend, other} {

@@ -56,6 +56,7 @@ type World struct {
 	plain     *starter      // for `tulle run`
 	confined  *starter      // for daemons
 	cells     []*Cell
+	proxies   []*Proxy
 	instances []*Instance
 	netns     *os.File // where what is started next runs; nil: where this program runs
 
@@ -152,7 +153,7 @@ func (w *World) ownDir(name string) (string, error) {
 }
 
 // Binaries are what a world runs.
-var Binaries = []string{"tulle", "tulle-policy-server", "tulle-celld"}
+var Binaries = []string{"tulle", "tulle-policy-server", "tulle-celld", "tulle-tlsproxy"}
 
 func binDir(dir string) (string, error) {
 	if dir == "" {
@@ -263,6 +264,9 @@ func (w *World) Close() error {
 	var errs []error
 	for _, i := range w.instances {
 		errs = append(errs, i.Stop())
+	}
+	for _, p := range w.proxies {
+		errs = append(errs, p.Stop())
 	}
 	for _, c := range slices.Backward(w.cells) {
 		errs = append(errs, c.Stop())

@@ -76,6 +76,8 @@ func (p *prober) do(ctx context.Context, req Request) Event {
 		return repeat(ctx, req, dial)
 	case OpGet:
 		return repeat(ctx, req, get)
+	case OpGetTLS:
+		return repeat(ctx, req, getTLS)
 	case OpUDP:
 		return repeat(ctx, req, echoOnce)
 	case OpDownload:
@@ -138,6 +140,25 @@ func get(ctx context.Context, req Request, e *Event) error {
 	defer interrupt(ctx, conn)()
 	answer, err := io.ReadAll(io.LimitReader(body, 4096))
 	e.Text, e.Local = string(bytes.TrimSpace(answer)), conn.LocalAddr().String()
+	return err
+}
+
+// getTLS verifies as any program does: by the host of the address and the roots
+// that the container has.
+func getTLS(ctx context.Context, req Request, e *Event) error {
+	own := http.Transport{DisableKeepAlives: true}
+	defer own.CloseIdleConnections()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+req.Address+"/", nil)
+	if err != nil {
+		return err
+	}
+	answer, err := (&http.Client{Transport: &own}).Do(r)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(answer.Body, 4096))
+	e.Text = string(bytes.TrimSpace(body))
 	return err
 }
 

@@ -19,6 +19,7 @@ const (
 	OpGet      Op = "get"      // GET / over a connection of its own; Text is the body
 	OpDownload Op = "download" // GET /download, every byte checked
 	OpHold     Op = "hold"     // GET /hold: an idle connection until one end, or the network, ends it
+	OpGetTLS   Op = "gettls"   // get over https, the certificate verified by the container's roots
 	OpUDP      Op = "udp"      // send a datagram and wait for its echo
 	OpDescribe Op = "describe" // tell again what the ready event told
 	OpStop     Op = "stop"     // end the request whose id is Target

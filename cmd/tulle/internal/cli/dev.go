@@ -24,6 +24,7 @@ const (
 	devPatience  = 30 * time.Second // for a program to start or to end
 	serverBinary = "tulle-policy-server"
 	cellBinary   = "tulle-celld"
+	proxyBinary  = "tulle-tlsproxy"
 )
 
 // devOptions is where `tulle dev` keeps what it makes, and the addresses of it.
@@ -44,6 +45,7 @@ type devWorld struct {
 	Directory     string `json:"directory"`
 	ServerMetrics string `json:"server_metrics,omitempty"` // host:port; "": it serves none
 	CellMetrics   string `json:"cell_metrics,omitempty"`
+	ProxyMetrics  string `json:"proxy_metrics,omitempty"`
 }
 
 // dev is `tulle dev`.
@@ -53,8 +55,8 @@ func (p *program) dev() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dev",
 		Short: "Run a policy server and one cell in the foreground, for a laptop",
-		Long: `Starts a policy server and one cell daemon, says how to use them and stops both
-on Ctrl-C. What they know stays in a directory and is there the next time.`,
+		Long: `Starts a policy server, one cell daemon and the proxy that terminates TLS for its
+containers, says how to use them and stops them on Ctrl-C. What they know stays in a directory and is there the next time.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := exactArgs(cmd, args); err != nil {
@@ -122,7 +124,7 @@ State and logs are in %s.
 `, w.Server, w.TokenFile, w.Socket, w.Socket, w.Directory)
 }
 
-// runDev runs both programs until ctx ends, which is no error, or one of them
+// runDev runs the programs until ctx ends, which is no error, or one of them
 // does, which is.
 func runDev(ctx context.Context, o devOptions) (err error) {
 	// The children die with the thread that started them (Pdeathsig), and this
@@ -152,6 +154,11 @@ func runDev(ctx context.Context, o devOptions) (err error) {
 		return ended(ctx, err)
 	}
 	defer func() { err = errors.Join(err, cell.stop()) }()
+	proxy, err := startDevProxy(ctx, &o, world)
+	if err != nil {
+		return ended(ctx, err)
+	}
+	defer func() { err = errors.Join(err, proxy.stop()) }()
 
 	if err := o.announced(world.devWorld); err != nil {
 		return err
@@ -163,6 +170,8 @@ func runDev(ctx context.Context, o devOptions) (err error) {
 		return server.ended()
 	case <-cell.done:
 		return cell.ended()
+	case <-proxy.done:
+		return proxy.ended()
 	}
 }
 
@@ -251,6 +260,21 @@ func startDevCell(ctx context.Context, o *devOptions, w *startedWorld) (*child, 
 		return nil, errors.Join(err, c.stop())
 	}
 	w.CellMetrics = ready.Metrics
+	return c, nil
+}
+
+// startDevProxy starts what terminates the containers' TLS.
+func startDevProxy(ctx context.Context, o *devOptions, w *startedWorld) (*child, error) {
+	c, err := startChild(filepath.Join(o.bin, proxyBinary), filepath.Join(o.dir, "tlsproxy.log"),
+		"--cell", "--socket", o.socket, "--metrics", "127.0.0.1:0", "--drain", "1s")
+	if err != nil {
+		return nil, err
+	}
+	var ready struct{ Metrics string }
+	if err := c.awaitReady(ctx, &ready); err != nil {
+		return nil, errors.Join(err, c.stop())
+	}
+	w.ProxyMetrics = ready.Metrics
 	return c, nil
 }
 

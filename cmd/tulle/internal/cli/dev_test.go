@@ -14,11 +14,11 @@ import (
 	"testing"
 )
 
-// TestMain lets this program play the two that `tulle dev` starts, when it is
+// TestMain lets this program play those that `tulle dev` starts, when it is
 // called by their names.
 func TestMain(m *testing.M) {
 	switch name := filepath.Base(os.Args[0]); name {
-	case serverBinary, cellBinary:
+	case serverBinary, cellBinary, proxyBinary:
 		if err := play(name, os.Args[1:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
@@ -58,6 +58,13 @@ func play(name string, args []string) error {
 	case "issue-cell":
 		return os.Mkdir(flag("--out"), 0o700)
 	}
+	if name == proxyBinary {
+		ended := make(chan os.Signal, 1)
+		signal.Notify(ended, syscall.SIGTERM)
+		fmt.Println(`{"ready":true,"cell":true,"metrics":"127.0.0.1:4"}`)
+		<-ended
+		return nil
+	}
 	config, err := os.ReadFile(flag("--config"))
 	if err != nil {
 		return err
@@ -75,7 +82,7 @@ func play(name string, args []string) error {
 	return nil
 }
 
-// programs is a directory with this program under both names.
+// programs is a directory with this program under its names.
 func programs(t *testing.T) string {
 	t.Helper()
 	self, err := os.Executable()
@@ -83,7 +90,7 @@ func programs(t *testing.T) string {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	for _, name := range []string{serverBinary, cellBinary} {
+	for _, name := range []string{serverBinary, cellBinary, proxyBinary} {
 		if err := os.Symlink(self, filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
@@ -128,7 +135,7 @@ func TestDevRunsUntilInterruptedAndAgain(t *testing.T) {
 		ctx, interrupt := context.WithCancel(context.Background())
 		var pids []int
 		o.announced = func(w devWorld) error {
-			want := devWorld{"http://127.0.0.1:1", filepath.Join(o.dir, "server", "admin.token"), o.socket, o.dir, "127.0.0.1:3", "127.0.0.1:3"}
+			want := devWorld{"http://127.0.0.1:1", filepath.Join(o.dir, "server", "admin.token"), o.socket, o.dir, "127.0.0.1:3", "127.0.0.1:3", "127.0.0.1:4"}
 			if w != want {
 				t.Errorf("announced %+v, want %+v", w, want)
 			}
