@@ -36,7 +36,7 @@ func programs(t *testing.T) string {
 var needed = map[string]func(*testing.T){
 	"policy-api": postgresql, "replicas": postgresql,
 	"cross-cell-vxlan": containers, "cross-cell-plain-nic": containers, "cross-cell-wireguard": containers,
-	"same-cell": containers, "rr": containers, "crr": containers, "udp": containers, "crowd": containers, "memory": containers,
+	"same-cell": containers, "rr": containers, "crr": containers, "udp": containers, "crowd": containers, "memory": containers, "unprivileged": containers,
 }
 
 func containers(t *testing.T) {

@@ -88,6 +88,14 @@ func (w *World) StartApp(ctx context.Context, cell *Cell, app string, index int)
 	return i, nil
 }
 
+// Contain starts another command in a container of an app, with `tulle run`. It
+// ends by itself, or with the world.
+func (w *World) Contain(cell *Cell, app string, in, out *os.File, command ...string) error {
+	_, err := w.start(program{name: app, path: w.program("tulle"), in: in, out: out,
+		args: append([]string{"run", "--app", app, "--space", Space, "--org", Org, "--socket", cell.Socket, "--"}, command...)})
+	return err
+}
+
 // Kill ends the instance's supervisor with SIGKILL, as a crash would, and waits
 // until what ran inside is gone too.
 func (i *Instance) Kill(ctx context.Context) error {

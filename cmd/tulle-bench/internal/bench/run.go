@@ -143,6 +143,14 @@ func (r *Run) spread(metric, side string, values []float64) {
 	r.Note("%s, %s:%s", metric, side, s)
 }
 
+// LeaveOut says that a metric cannot be measured here, and why.
+func (r *Run) LeaveOut(metric, why string) {
+	if r.Wants(metric) {
+		r.Note("%s is left out: %s", metric, why)
+		r.done = append(r.done, metric)
+	}
+}
+
 func (r *Run) metric(name string) (Metric, error) {
 	for _, m := range r.scenario.Metrics {
 		if m.Name == name {

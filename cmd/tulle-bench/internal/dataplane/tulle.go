@@ -105,7 +105,7 @@ func programs() (dir string, err error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return "", err
 	}
-	for _, b := range demo.Binaries {
+	for _, b := range append([]string{filepath.Base(self)}, demo.Binaries...) {
 		from, to := filepath.Join(filepath.Dir(self), b), filepath.Join(dir, b)
 		if os.Link(from, to) == nil { // on one file system
 			continue

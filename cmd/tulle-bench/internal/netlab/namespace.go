@@ -120,6 +120,17 @@ func (u *Underlay) PlainNIC() error {
 	return nil
 }
 
+// DefaultRoute gives the first host a way out, through the second.
+func (u *Underlay) DefaultRoute() error {
+	return u.Hosts[0].Do(func() error {
+		link, err := netlink.LinkByName(Device)
+		if err != nil {
+			return err
+		}
+		return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: u.Addrs[1].AsSlice()})
+	})
+}
+
 // veth joins two namespaces.
 func veth(a, b *Namespace, nameA, nameB string) error {
 	err := a.Do(func() error {

@@ -41,9 +41,9 @@ type Result struct {
 	Sent      int           // udp
 }
 
-// Generator is a generator in its own process. It is for one goroutine.
+// Generator is a generator in a process of its own. It is for one goroutine.
 type Generator struct {
-	cmd     *exec.Cmd
+	cmd     *exec.Cmd // nil: somebody else's
 	in      io.Closer
 	orders  *json.Encoder
 	answers *json.Decoder
@@ -74,10 +74,20 @@ func StartCommand(cmd *exec.Cmd, start func(*exec.Cmd) error) (*Generator, error
 	if err := start(cmd); err != nil {
 		return nil, fmt.Errorf("start a generator: %w", err)
 	}
-	g := &Generator{cmd: cmd, in: in, orders: json.NewEncoder(in), answers: json.NewDecoder(out)}
+	g, err := Over(in, out)
+	if err != nil {
+		return nil, errors.Join(err, in.Close(), cmd.Wait())
+	}
+	g.cmd = cmd
+	return g, nil
+}
+
+// Over is a generator that somebody else started, by its input and output.
+func Over(in io.WriteCloser, out io.Reader) (*Generator, error) {
+	g := &Generator{in: in, orders: json.NewEncoder(in), answers: json.NewDecoder(out)}
 	var ready Result
 	if err := g.answers.Decode(&ready); err != nil {
-		return nil, errors.Join(fmt.Errorf("a generator does not start: %w", err), g.Close())
+		return nil, fmt.Errorf("a generator does not start: %w", err)
 	}
 	return g, nil
 }
@@ -86,7 +96,38 @@ func StartCommand(cmd *exec.Cmd, start func(*exec.Cmd) error) (*Generator, error
 func (g *Generator) PID() int { return g.cmd.Process.Pid }
 
 // Close ends it.
-func (g *Generator) Close() error { return errors.Join(g.in.Close(), g.cmd.Wait()) }
+func (g *Generator) Close() error {
+	err := g.in.Close()
+	if g.cmd != nil {
+		err = errors.Join(err, g.cmd.Wait())
+	}
+	return err
+}
+
+// Relay has g do what stands on in, as if it were g's own input, but that to is
+// the destination of each order. It returns when in ends.
+func (g *Generator) Relay(in io.Reader, out io.Writer, to netip.Addr) error {
+	answers := json.NewEncoder(out)
+	if err := answers.Encode(Result{}); err != nil {
+		return err
+	}
+	for orders := json.NewDecoder(in); ; {
+		var o Order
+		if err := orders.Decode(&o); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		o.To = to
+		r, err := g.Do(o)
+		if err != nil {
+			r.Error = err.Error()
+		}
+		if err := answers.Encode(r); err != nil {
+			return err
+		}
+	}
+}
 
 // Do has it do something and waits for the result.
 func (g *Generator) Do(o Order) (Result, error) {
