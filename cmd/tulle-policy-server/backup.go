@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,6 +15,7 @@ import (
 	"tulle/policy/api"
 	"tulle/policy/server"
 	"tulle/policy/store"
+	"tulle/policy/store/cfdump"
 )
 
 func exportCommand(p *place) *cobra.Command {
@@ -54,17 +56,23 @@ func exportCommand(p *place) *cobra.Command {
 }
 
 func importCommand(p *place) *cobra.Command {
-	var policies, tags string
+	var from foundationFiles
 	cmd := &cobra.Command{
-		Use:   "import BACKUP | import --policies FILE --tags FILE",
+		Use:   "import BACKUP | import --dump FILE ... | import --policies FILE --tags FILE [--leases FILE]",
 		Short: "Fill an empty store from a backup, or from a Cloud Foundry policy server",
 		Long: "Puts a backup, as `export` wrote it, into an empty store, which gets an epoch of its own: cells that\n" +
 			"know another history take a new snapshot.\n\n" +
-			"With --policies and --tags, takes over what a Cloud Foundry policy server answers at\n" +
-			"/networking/v1/external/policies and /networking/v1/external/tags. The tags stay as they are.",
+			"With --dump, takes over what is in plain dumps (mysqldump, pg_dump) of a Cloud Foundry policy server's\n" +
+			"database and of its silk-controller's: policies, tags, security groups and leases. With --policies,\n" +
+			"--tags and --leases, takes over what the two answer at /networking/v1/external/policies,\n" +
+			"/networking/v1/external/tags and /leases. Tags and leases stay as they are.",
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			b, err := readImport(args, policies, tags)
+			c, err := p.load()
+			if err != nil {
+				return err
+			}
+			b, err := readImport(args, from, c.LeaseLifetime)
 			if err != nil {
 				return err
 			}
@@ -78,15 +86,24 @@ func importCommand(p *place) *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&policies, "policies", "", "file with the policies of a Cloud Foundry policy server")
-	cmd.Flags().StringVar(&tags, "tags", "", "file with its tags")
+	cmd.Flags().StringSliceVar(&from.dumps, "dump", nil, "file with a dump of a policy server's or silk-controller's database; may be given twice")
+	cmd.Flags().StringVar(&from.policies, "policies", "", "file with the policies of a Cloud Foundry policy server")
+	cmd.Flags().StringVar(&from.tags, "tags", "", "file with its tags")
+	cmd.Flags().StringVar(&from.leases, "leases", "", "file with the leases of its silk-controller")
 	return cmd
 }
 
+// foundationFiles are what the command line names of a Cloud Foundry.
+type foundationFiles struct {
+	dumps                  []string
+	policies, tags, leases string
+}
+
 // readImport reads what the command line names.
-func readImport(args []string, policies, tags string) (*store.Backup, error) {
+func readImport(args []string, from foundationFiles, lifetime time.Duration) (*store.Backup, error) {
+	answers := from.policies != "" || from.tags != "" || from.leases != ""
 	switch {
-	case len(args) == 1 && policies == "" && tags == "":
+	case len(args) == 1 && len(from.dumps) == 0 && !answers:
 		f, err := os.Open(args[0])
 		if err != nil {
 			return nil, err
@@ -97,19 +114,60 @@ func readImport(args []string, policies, tags string) (*store.Backup, error) {
 			return nil, fmt.Errorf("%s: %w", args[0], err)
 		}
 		return b, nil
-	case len(args) == 0 && policies != "" && tags != "":
-		var ps api.Policies
-		var ts api.Tags
-		if err := errors.Join(readAnswer(policies, &ps), readAnswer(tags, &ts)); err != nil {
+	case len(args) == 0 && len(from.dumps) > 0 && !answers:
+		f, err := readDumps(from.dumps)
+		if err != nil {
 			return nil, err
 		}
-		b, err := store.FromFoundation(ps, ts, time.Now())
-		if err != nil {
-			return nil, fmt.Errorf("%s, %s: %w", policies, tags, err)
+		return taken(f, lifetime, from.dumps...)
+	case len(args) == 0 && len(from.dumps) == 0 && from.policies != "" && from.tags != "":
+		var f store.Foundation
+		if err := errors.Join(readAnswer(from.policies, &f.Policies), readAnswer(from.tags, &f.Tags)); err != nil {
+			return nil, err
 		}
-		return b, nil
+		files := []string{from.policies, from.tags}
+		if from.leases != "" {
+			var answer api.SilkLeases
+			if err := readAnswer(from.leases, &answer); err != nil {
+				return nil, err
+			}
+			var err error
+			if f.Leases, err = store.SilkLeasesOf(answer, time.Now()); err != nil {
+				return nil, fmt.Errorf("%s: %w", from.leases, err)
+			}
+			files = append(files, from.leases)
+		}
+		return taken(f, lifetime, files...)
 	}
-	return nil, &usageError{errors.New("name one backup, or both --policies and --tags")}
+	return nil, &usageError{errors.New("name one backup, or --dump, or both --policies and --tags")}
+}
+
+// readDumps puts several dumps together: the two databases may be dumped each by
+// itself.
+func readDumps(paths []string) (all store.Foundation, err error) {
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return all, err
+		}
+		f, err := cfdump.Read(string(text))
+		if err != nil {
+			return all, fmt.Errorf("%s: %w", path, err)
+		}
+		all.Policies.Policies = append(all.Policies.Policies, f.Policies.Policies...)
+		all.Tags.Tags = append(all.Tags.Tags, f.Tags.Tags...)
+		all.SecurityGroups = append(all.SecurityGroups, f.SecurityGroups...)
+		all.Leases = append(all.Leases, f.Leases...)
+	}
+	return all, nil
+}
+
+func taken(f store.Foundation, lifetime time.Duration, files ...string) (*store.Backup, error) {
+	b, err := store.FromFoundation(f, lifetime, time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", strings.Join(files, ", "), err)
+	}
+	return b, nil
 }
 
 // readAnswer reads a file that holds one answer of a policy server.

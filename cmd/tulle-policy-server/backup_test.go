@@ -86,7 +86,7 @@ func TestImportRefuses(t *testing.T) {
 		status int
 		want   string
 	}{
-		{nil, 2, "name one backup, or both --policies and --tags"},
+		{nil, 2, "name one backup, or --dump, or both --policies and --tags"},
 		{[]string{"a", "b"}, 2, "name one backup"},
 		{[]string{"a", "--policies", "b", "--tags", "c"}, 2, "name one backup"},
 		{[]string{"--policies", good}, 2, "name one backup"},

@@ -31,7 +31,7 @@ func fromFoundation(t *testing.T, policies, tags string) (*store.Backup, error) 
 			t.Fatal(err)
 		}
 	}
-	return store.FromFoundation(ps, ts, time.Unix(1_800_000_000, 0))
+	return store.FromFoundation(store.Foundation{Policies: ps, Tags: ts}, time.Hour, time.Unix(1_800_000_000, 0))
 }
 
 // The tags stay what they are; those between are free, so that they are given.

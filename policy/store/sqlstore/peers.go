@@ -8,8 +8,7 @@ import (
 	"tulle/policy/store"
 )
 
-// vxlanPort is where silk cells listen.
-const vxlanPort = 4789
+const vxlanPort = store.SilkPort
 
 func (d *db) AddPeer(ctx context.Context, p api.Peer) error {
 	if p.Port == 0 {

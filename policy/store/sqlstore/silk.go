@@ -12,10 +12,6 @@ import (
 	"tulle/policy/store"
 )
 
-// silkName is the name of the peer that leases by its underlay address. The
-// colon is in no cell's name.
-func silkName(underlay netip.Addr) string { return "silk:" + underlay.String() }
-
 func (d *db) SilkLeases(ctx context.Context) ([]store.SilkLease, error) {
 	var cells []cell
 	if err := d.read(ctx, "read silk leases", func(q querier) error {
@@ -99,7 +95,7 @@ func (d *db) RenewSilk(ctx context.Context, l store.SilkLease) error {
 
 func (d *db) ReleaseSilk(ctx context.Context, underlay netip.Addr) error {
 	_, err := d.write(ctx, "release lease of "+underlay.String(), func(t *tx) error {
-		c, known, err := t.cell(silkName(underlay))
+		c, known, err := t.cell(store.SilkName(underlay))
 		if err != nil || !known {
 			return err
 		}
@@ -120,7 +116,7 @@ func (d *db) leasable(s netip.Prefix) bool { return d.pool.Contains(s) || d.pool
 // it, else that of its own past leases, else a new one. What has run out has
 // ended before.
 func (t *tx) silk(underlay netip.Addr) (cell, error) {
-	own := cell{Peer: api.Peer{Name: silkName(underlay), Kind: api.KindSilk, Mode: api.ModeVXLAN, Underlay: underlay, Port: vxlanPort}}
+	own := cell{Peer: api.Peer{Name: store.SilkName(underlay), Kind: api.KindSilk, Mode: api.ModeVXLAN, Underlay: underlay, Port: vxlanPort}}
 	switch network := t.db.pool.Network(); {
 	case !underlay.Is4() || underlay.IsUnspecified() || underlay.IsMulticast():
 		return own, fmt.Errorf("%w: underlay %s is no IPv4 address of a host", store.ErrConflict, underlay)
