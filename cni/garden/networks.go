@@ -55,14 +55,29 @@ func loadNetworks(c config, log io.Writer) (*networks, error) {
 	case len(lists) > 0:
 		n.list, err = libcni.ConfListFromFile(lists[0])
 	case len(singles) > 0:
-		var single *libcni.PluginConfig
-		//lint:ignore SA1019 the original takes files of that format, and so do its operators
-		if single, err = libcni.ConfFromFile(singles[0]); err == nil {
-			//lint:ignore SA1019 the same
-			n.list, err = libcni.ConfListFromConf(single)
-		}
+		n.list, err = listOfOne(singles[0])
 	}
 	return n, err
+}
+
+// listOfOne makes a list of a file of one plugin, a form that libcni no longer has.
+func listOfOne(path string) (*libcni.NetworkConfigList, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var of struct {
+		Name       string `json:"name"`
+		CNIVersion string `json:"cniVersion,omitempty"`
+	}
+	if err := json.Unmarshal(b, &of); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	list, err := json.Marshal(map[string]any{"name": of.Name, "cniVersion": of.CNIVersion, "plugins": []json.RawMessage{b}})
+	if err != nil {
+		return nil, err
+	}
+	return libcni.ConfListFromBytes(list)
 }
 
 // add calls the plugins. Each gets two further keys: what the container is, and
