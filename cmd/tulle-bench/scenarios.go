@@ -3,6 +3,7 @@ package main
 import (
 	"slices"
 
+	"tulle/cmd/tulle-bench/internal/attach"
 	"tulle/cmd/tulle-bench/internal/bench"
 	"tulle/cmd/tulle-bench/internal/controlplane"
 	"tulle/cmd/tulle-bench/internal/dataplane"
@@ -13,6 +14,7 @@ func scenarios() []bench.Scenario {
 	return slices.Concat(
 		controlplane.Scenarios(),
 		dataplane.Scenarios(),
+		attach.Scenarios(),
 	)
 }
 
