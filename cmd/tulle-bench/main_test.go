@@ -20,7 +20,7 @@ import (
 func programs(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	args := []string{"build", "-trimpath", "-o", dir + string(filepath.Separator), "tulle/cmd/tulle-bench"}
+	args := []string{"build", "-trimpath", "-o", dir + string(filepath.Separator), "tulle/cmd/tulle-bench", "tulle/cmd/tulle-cni"}
 	for _, b := range demo.Binaries {
 		args = append(args, "tulle/cmd/"+b)
 	}
@@ -37,6 +37,7 @@ var needed = map[string]func(*testing.T){
 	"policy-api": postgresql, "replicas": postgresql,
 	"cross-cell-vxlan": containers, "cross-cell-plain-nic": containers, "cross-cell-wireguard": containers,
 	"same-cell": containers, "rr": containers, "crr": containers, "udp": containers, "crowd": containers, "memory": containers, "unprivileged": containers,
+	"attach": containers,
 }
 
 func containers(t *testing.T) {
