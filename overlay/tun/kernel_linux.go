@@ -9,7 +9,6 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-	wgtun "golang.zx2c4.com/wireguard/tun"
 )
 
 // Errors of FromFD and of a Kernel's Read and Write.
@@ -39,8 +38,7 @@ const (
 
 // Kernel is the Device over a real TUN descriptor.
 type Kernel struct {
-	dev  wgtun.Device // owns the descriptor
-	file *os.File     // dev's, for whole super-packets
+	file *os.File
 	raw  syscall.RawConn
 	name string
 	udp  bool
@@ -75,8 +73,6 @@ func FromFD(fd int) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The duplicate is handed over for good: what wgtun opens with os.NewFile is
-	// closed by the collector even where wgtun fails, so it is not closed here too.
 	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
 		return nil, fmt.Errorf("duplicate TUN descriptor: %w", err)
@@ -90,17 +86,20 @@ func FromFD(fd int) (*Kernel, error) {
 		unix.Close(own)
 		return nil, err
 	}
-	dev, _, err := wgtun.CreateUnmonitoredTUNFromFD(own)
-	if err != nil {
+	// Non-blocking, so that Close wakes a reader. The library that made the device
+	// could open it here as well, but keeps two megabytes a device for joining
+	// packets, which happens elsewhere.
+	if err := unix.SetNonblock(own, true); err != nil {
+		unix.Close(own)
 		return nil, fmt.Errorf("open TUN %q: %w", name, err)
 	}
-	k := &Kernel{dev: dev, file: dev.File(), name: name}
+	k := &Kernel{file: os.NewFile(uintptr(own), name), name: name}
 	if k.raw, err = k.file.SyscallConn(); err != nil {
-		dev.Close()
+		k.file.Close()
 		return nil, fmt.Errorf("open TUN %q: %w", name, err)
 	}
 	if err := k.setOffloads(); err != nil {
-		dev.Close()
+		k.file.Close()
 		return nil, fmt.Errorf("set offloads of TUN %q: %w", name, err)
 	}
 	return k, nil
@@ -220,7 +219,7 @@ func (k *Kernel) Write(pieces ...[]byte) error {
 
 // Close implements Device.
 func (k *Kernel) Close() error {
-	err := k.dev.Close()
+	err := k.file.Close()
 	if errors.Is(err, os.ErrClosed) {
 		return nil
 	}
