@@ -25,7 +25,7 @@ type metrics struct {
 	update   prometheus.Histogram
 	attaches *prometheus.HistogramVec
 
-	packets, bytes, drops, answers, limited, cut, flows, policies, revision, connected, lag,
+	packets, bytes, drops, answers, limited, paced, cut, flows, policies, revision, connected, lag,
 	reconnects, peers, remotes, endpoints, addresses, held, lease, lookup, queries, prohibited, names *prometheus.Desc
 }
 
@@ -44,10 +44,11 @@ func newMetrics(d *Daemon) *metrics {
 			Buckets: prometheus.ExponentialBuckets(1e-3, 2, 13),
 		}, []string{"result"}),
 		packets:    desc("packets_total", "Packets that passed; a super-packet counts as one.", "direction"),
-		bytes:      desc("bytes_total", "Bytes that passed, IPv4 headers included.", "direction"),
+		bytes:      desc("bytes_total", "Bytes that passed, IP headers included.", "direction"),
 		drops:      desc("drops_total", "Packets dropped, by reason.", "direction", "reason"),
 		answers:    desc("answers_total", "Refusals sent to senders of dropped packets.", "direction"),
 		limited:    desc("answers_limited_total", "Refusals not sent because their source had its share.", "direction"),
+		paced:      desc("paced_total", "Times a container that sent very many small packets was held back for its neighbours' sake."),
 		cut:        desc("flows_cut_total", "Flows ended because a policy, an endpoint or a peer went."),
 		flows:      desc("flows", "Flows in the table."),
 		policies:   desc("policies", "Policies that concern this cell."),
@@ -132,6 +133,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	traffic("egress", &s.Egress)
 	traffic("ingress", &s.Ingress)
+	counter(m.paced, s.Egress.Paced)
 	counter(m.cut, s.FlowsCut)
 	gauge(m.flows, float64(s.Flows))
 

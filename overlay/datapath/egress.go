@@ -18,6 +18,7 @@ type egress struct {
 	ep    *endpoint
 	buf   []byte // headroom, of which the virtio header is the end, and the packet
 	frags fragments
+	pace  pace
 }
 
 // route is where an overlay packet goes: to a container of this cell, or a peer.
@@ -46,7 +47,15 @@ func (w *egress) run() {
 			}
 			return
 		}
+		if now := w.p.flows.Now() + 1; w.ep.seen.Load() != now {
+			w.ep.seen.Store(now)
+		}
+		w.cost = pacePacket
 		w.read(n)
+		if w.v.GSOType != packet.GSONone {
+			w.cost = 0
+		}
+		w.account(w.cost)
 	}
 }
 
@@ -94,6 +103,7 @@ func (w *egress) carry(p []byte) {
 	if r != Passed {
 		w.c.drop(r)
 		w.answerHere(w.ep, r, p, from)
+		w.cost += paceRefusal
 	}
 }
 

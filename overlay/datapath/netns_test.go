@@ -24,8 +24,6 @@ import (
 	"tulle/policy"
 )
 
-func TestMain(m *testing.M) { nstest.Main(m) }
-
 // kernels are two cells with a container each whose stack is the kernel's, in a
 // namespace of its own, behind a real TUN device. Between the cells lies the network
 // in memory, so that a test may lose, repeat, hold and change what it likes.

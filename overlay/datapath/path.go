@@ -67,8 +67,10 @@ type Path struct {
 	controlMu sync.Mutex // guards control; taken after mu, if both
 	control   *worker    // of cuts and Reply
 
-	stop chan struct{}
-	wg   sync.WaitGroup
+	begun    time.Time
+	paceTime time.Duration
+	stop     chan struct{}
+	wg       sync.WaitGroup
 }
 
 // endpoint is an attached container: its device and the goroutine that reads it.
@@ -78,6 +80,7 @@ type endpoint struct {
 	slot        int
 	dev         tun.Device
 	udpOffload  bool
+	seen        atomic.Uint32 // the tick behind the one in which it last sent; 0: never
 	w           *egress
 	done        chan struct{} // closed when the reader, if it was started, has ended
 	running     bool          // guarded by Path.mu
@@ -96,6 +99,8 @@ func New(o Options) (*Path, error) {
 		self: snap.Self(), gateway: snap.Gateway(), gateway6: fib.Twin(snap.Gateway()), only4: o.IPv4Only, mac: vxlan.MACFor(snap.Gateway()),
 		resolver: o.Resolver, resolverAddr: o.ResolverAddr, outside: o.Outside,
 		attached: make(map[netip.Addr]*endpoint),
+		begun:    time.Now(),
+		paceTime: paceTime(),
 		stop:     make(chan struct{}),
 	}
 	p.devices.Store(new([]*endpoint))

@@ -7,6 +7,7 @@ type counters struct {
 	packets, bytes atomic.Uint64 // passed, as IP packets or super-packets
 	answers        atomic.Uint64
 	limited        atomic.Uint64 // answers not sent
+	paced          atomic.Uint64 // waits of a reader for its neighbours' sake
 	drops          [NumReasons]atomic.Uint64
 }
 
@@ -22,6 +23,7 @@ func (c *counters) addTo(s *Traffic) {
 	s.Bytes += c.bytes.Load()
 	s.Answers += c.answers.Load()
 	s.AnswersLimited += c.limited.Load()
+	s.Paced += c.paced.Load()
 	for r := range c.drops {
 		s.Drops[r] += c.drops[r].Load()
 	}
@@ -36,6 +38,8 @@ type Traffic struct {
 	Drops [NumReasons]uint64
 	// Answers sent to refused senders, and those that a limit held back.
 	Answers, AnswersLimited uint64
+	// Paced counts how often a container was held back for its neighbours' sake.
+	Paced uint64
 }
 
 // Stats is a reading of all counters.

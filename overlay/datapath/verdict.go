@@ -85,6 +85,7 @@ func (w *worker) begin(snap *fib.Snapshot, src, dst *end, peer uint32) Reason {
 		return FlowsFull
 	}
 	w.verdict, w.recorded = w.flow.Ref(), true
+	w.cost += paceNewFlow
 	return w.check(snap, src, dst)
 }
 

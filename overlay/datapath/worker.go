@@ -34,6 +34,8 @@ type worker struct {
 	recorded bool
 	// limit is the MTU that the last packet was too big for.
 	limit int
+	// cost is what the last packet cost, in units of pace.
+	cost int
 
 	frames []byte                            // of one Send
 	answer [headroom + packet.MaxAnswer]byte // one answer, its packet behind the headroom
