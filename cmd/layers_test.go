@@ -29,6 +29,7 @@ var layers = [][]string{
 	{"overlay/shape", "overlay/tun/tuntest", "overlay/udp/udptest", "overlay/netcfg/nstest", "overlay/netstack", "policy/store", "policy/store/pgrun", "policy/client", "overlay/control"},
 	{"policy/store/sqlstore", "policy/store/cfdump", "policy/store/pgtest"},
 	{"policy/store/sqlite", "policy/store/postgres", "policy/store/storetest", "policy/hub", "policy/asgsync", "overlay/datapath", "overlay/endpoint", "overlay/holder", "overlay/wireguard", "cni/attach", "overlay/contain", "tlsproxy/cell", "cmd/internal/promtest"},
+	{"overlay/tap"},
 	{"policy/server", "overlay", "cni/netconf"},
 	{"cni"},
 	{"cni/internal/cnitest", "cni/netavark"},

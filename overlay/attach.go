@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -12,6 +13,7 @@ import (
 	"tulle/overlay/endpoint"
 	"tulle/overlay/fib"
 	"tulle/overlay/shape"
+	"tulle/overlay/tap"
 	"tulle/overlay/tun"
 	"tulle/policy"
 	"tulle/policy/api"
@@ -72,12 +74,29 @@ func (l *life) answer(e endpoint.Endpoint, resumed bool) control.Attached {
 		Incarnation: incarnationUnder(l.lease, e), Resumed: resumed, Mask: l.d.cfg.hidden()}
 }
 
-func openTUN(r control.AttachRequest) (*tun.Kernel, error) {
-	dev, err := tun.FromFile(r.TUN)
-	if errors.Is(err, tun.ErrNotTUN) || errors.Is(err, tun.ErrFlags) {
+func openTUN(r control.AttachRequest) (tun.Device, error) {
+	dev, err := openDevice(r.TUN)
+	if errors.Is(err, tun.ErrNotTUN) || errors.Is(err, tun.ErrFlags) || errors.Is(err, tap.ErrFlags) {
 		return nil, control.Errorf(control.CodeNotTUN, "attach %s: %v", r.Container, err)
 	}
 	return dev, err
+}
+
+// openDevice makes a device of a descriptor: of a TUN, or of a TAP, for a guest that
+// wants Ethernet.
+func openDevice(f *os.File) (tun.Device, error) {
+	if tap.Is(f) {
+		d, err := tap.FromFile(f)
+		if err != nil {
+			return nil, err // no Device that is not there
+		}
+		return d, nil
+	}
+	k, err := tun.FromFile(f)
+	if err != nil {
+		return nil, err
+	}
+	return k, nil
 }
 
 // admit is Attach of a container that is new.
@@ -207,6 +226,9 @@ func (l *life) enter(e endpoint.Endpoint, dev tun.Device, line line) error {
 	defer l.mu.Unlock()
 	// Under the lock that events are taken in under: a tag that changes now is
 	// not missed.
+	if guest, ok := dev.(*tap.Device); ok {
+		guest.Guest(e.Address, l.address6(e).Addr())
+	}
 	dev = shape.Wrap(dev, limits(e.Bandwidth))
 	if err := l.path.Attach(fib.Local{Addr: e.Address, Container: e.Container, App: e.AppID, Tag: l.world.tags[e.AppID],
 		Incarnation: incarnationUnder(l.lease, e)}, dev); err != nil {

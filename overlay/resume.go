@@ -80,7 +80,7 @@ func (l *life) restoreKept(e endpoint.Endpoint, kept map[string]*os.File) error 
 	if e.Lifeline == control.LifelinePidfd && pidfd == nil {
 		return errors.New("its pidfd was not kept")
 	}
-	dev, err := tun.FromFile(device)
+	dev, err := openDevice(device)
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func (l *life) expect(ctx context.Context, at *attachment) {
 // waits comes into the data path; one that is attached keeps its device and gets
 // the new lifeline. The caller holds the container's lock and closes dev on an
 // error.
-func (l *life) resume(r control.AttachRequest, dev *tun.Kernel) (control.Attached, error) {
+func (l *life) resume(r control.AttachRequest, dev tun.Device) (control.Attached, error) {
 	e, ok := l.d.ledger.Get(r.Container)
 	if !ok {
 		return control.Attached{}, control.Errorf(control.CodeNotFound, "container %s is not attached to this cell any more", r.Container)

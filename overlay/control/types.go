@@ -20,7 +20,7 @@ const (
 	LifelineNone Lifeline = "none"
 )
 
-// Attach hands a container's TUN descriptor to the daemon. The descriptor
+// Attach hands a container's TUN descriptor, or a guest's TAP, to the daemon. The descriptor
 // travels beside the message (SCM_RIGHTS), first, then the pidfd if there is one,
 // then the sockets of TLS.
 type Attach struct {

@@ -150,6 +150,15 @@ func appendICMPError(dst []byte, from netip.Addr, typ, code uint8, rest uint32, 
 	return dst
 }
 
+// AppendICMPv6 appends an ICMPv6 message, whose checksum is made, with a hop limit.
+func AppendICMPv6(dst []byte, from, to netip.Addr, hops uint8, message []byte) []byte {
+	dst, p, l4 := appendIP(dst, from, to, ProtoICMPv6, 0, len(message))
+	p[7] = hops
+	copy(l4, message)
+	setTransportChecksum(p, IPv6HeaderLen, ProtoICMPv6)
+	return dst
+}
+
 // appendIP grows dst by a packet of the addresses' family with length zero bytes
 // behind its header, and returns dst, the packet in it, and those bytes.
 func appendIP(dst []byte, src, to netip.Addr, proto, tos uint8, length int) (grown, p, l4 []byte) {
