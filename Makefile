@@ -3,7 +3,7 @@
 BINARIES := tulle tulle-policy-server tulle-celld tulle-tlsproxy tulle-cni tulle-netavark tulle-garden tulle-bench
 GO       ?= go
 
-.PHONY: help build demo test race fuzz bench lint clean
+.PHONY: help build demo test race fuzz soak bench lint clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ race: ## all tests under the race detector (needs a C compiler; as root it insta
 
 fuzz: ## each fuzz target for a minute (FUZZTIME=10m for longer)
 	@$(GO) run ./cmd/internal/testrun fuzz -fuzztime=$(or $(FUZZTIME),1m)
+
+soak: ## an hour of mixed traffic with policy changes, then nothing may be left (SOAK=10m for less); a minute of it is in test
+	@TULLE_SOAK=$(or $(SOAK),1h) $(GO) test -count=1 -timeout 48h -run '^TestSoak$$' -v ./overlay
 
 bench: build ## Tulle beside what it replaces (ARGS="--scenario rr", ARGS=list), as root
 	@bin/tulle-bench $(ARGS)
