@@ -118,6 +118,8 @@ type Event struct {
 	Delta     *Delta     `json:"delta,omitempty"`
 	Heartbeat *Heartbeat `json:"heartbeat,omitempty"`
 	Liveness  *Liveness  `json:"liveness,omitempty"`
+	// Groups are the security groups that concern the cell.
+	Groups *GroupChange `json:"security_groups,omitempty"`
 }
 
 // Snapshot is everything that concerns the cell at one revision. It replaces

@@ -180,7 +180,7 @@ func (w *watch) take(ctx context.Context, e api.Event) error {
 		next.Revision = e.Delta.Revision
 	case e.Heartbeat != nil:
 		next.Revision, news = e.Heartbeat.Revision, false
-	case e.Liveness != nil:
+	case e.Liveness != nil, e.Groups != nil:
 		news = false
 	default:
 		return errors.New("a line of the stream is no event that this version knows")

@@ -34,7 +34,11 @@ type Options struct {
 	// its containers are not found by name, and receipts do not wait for it; 30 s,
 	// three of a cell's signs of life.
 	SilentAfter time.Duration
-	JudgeEvery  time.Duration    // how often it is looked who fell silent; 1 s
+	JudgeEvery  time.Duration // how often it is looked who fell silent; 1 s
+	// Groups has the security groups; nil: cells are told of none. It is asked this
+	// often whether they changed; 200 ms.
+	Groups      GroupSource
+	GroupsEvery time.Duration
 	Now         func() time.Time // the clock
 	Log         *slog.Logger
 }
@@ -52,6 +56,7 @@ func (o Options) withDefaults() Options {
 	def(&o.NoticeAll, 5*time.Second)
 	def(&o.SilentAfter, 30*time.Second)
 	def(&o.JudgeEvery, time.Second)
+	def(&o.GroupsEvery, 200*time.Millisecond)
 	if o.Keep <= 0 {
 		o.Keep = 4096
 	}
@@ -99,6 +104,7 @@ type Hub struct {
 	receipts map[*receipt]struct{}     // being waited for
 	lost     []string                  // cells judged lost, sorted
 	verdict  uint64                    // grows when lost changes; 0: nobody was judged yet
+	groups   groups
 	counts   Counts
 	closed   bool
 }
@@ -142,6 +148,9 @@ func (h *Hub) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { h.tellFloors(ctx) })
 	wg.Go(func() { h.judgeRegularly(ctx) })
+	if h.opt.Groups != nil {
+		wg.Go(func() { h.followGroups(ctx) })
+	}
 	if h.opt.Exchange != nil {
 		wg.Go(func() { h.tellOthers(ctx) })
 		wg.Go(func() { h.hearOthers(ctx) })

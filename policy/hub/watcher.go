@@ -6,6 +6,7 @@ import (
 	"sort"
 	"time"
 
+	"tulle/policy"
 	"tulle/policy/api"
 )
 
@@ -34,6 +35,10 @@ type Watcher struct {
 	refloor bool         // the floor moved: tell it
 	verdict uint64       // the last verdict on lost cells that was told
 	err     error        // the watch is over
+
+	concern    func(*policy.SecurityGroup) bool // of the security groups; nil: none are told
+	groups     map[string]*policy.SecurityGroup // told
+	groupsTold uint64                           // as of this change of theirs; 0: never
 }
 
 // Watch opens the watch of a cell that has, in force, the given revision of the
@@ -145,9 +150,13 @@ func (w *Watcher) Next(ctx context.Context) (api.Event, error) {
 
 // take computes what there is to send.
 func (w *Watcher) take(due bool) (ev api.Event, ok bool, err error) {
+	w.h.mu.Lock()
+	defer w.h.mu.Unlock()
+	return w.takeLocked(due)
+}
+
+func (w *Watcher) takeLocked(due bool) (ev api.Event, ok bool, err error) {
 	h := w.h
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	if w.err != nil {
 		return api.Event{}, false, w.err
 	}
@@ -176,6 +185,12 @@ func (w *Watcher) take(due bool) (ev api.Event, ok bool, err error) {
 	case due || w.greet:
 		ev.Heartbeat = &api.Heartbeat{Revision: h.x.revision, Floor: h.noteFloorLocked(w)}
 		h.counts.Heartbeats++
+	case w.groupsTold != h.groups.at && w.concern != nil:
+		change := w.groupsLocked()
+		if change == nil {
+			return w.takeLocked(due)
+		}
+		return api.Event{Groups: change}, true, nil
 	case w.refloor:
 		w.refloor = false
 		ev.Heartbeat = &api.Heartbeat{Revision: h.x.revision, Floor: w.floor}

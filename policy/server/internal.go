@@ -82,6 +82,9 @@ func NewInternal(ctx context.Context, s store.Store, opt InternalOptions) (*Inte
 		// A store of several servers lets their hubs talk.
 		opt.Hub.Exchange, _ = s.(hub.Exchange)
 	}
+	if opt.Hub.Groups == nil {
+		opt.Hub.Groups = s
+	}
 	h, err := hub.New(ctx, s, opt.Hub)
 	if err != nil {
 		return nil, err

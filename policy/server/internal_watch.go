@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
+	"tulle/policy"
 	"tulle/policy/api"
 	"tulle/policy/ca"
 )
@@ -28,6 +30,7 @@ func (in *Internal) getWatch(w http.ResponseWriter, r *http.Request, cell ca.Pee
 
 	watcher := in.hub.Watch(cell.Name, api.Epoch(q.Get("epoch")), api.Revision(after))
 	defer watcher.Close()
+	watcher.Groups(func(g *policy.SecurityGroup) bool { return concerns(cell, g) })
 	// It was looked at before there was a watch for a revocation to end.
 	if err := in.hub.Admit(cell.Name, cell.Issued); err != nil {
 		return forbidden("cell " + cell.Name + ": " + err.Error())
@@ -51,4 +54,19 @@ func (in *Internal) getWatch(w http.ResponseWriter, r *http.Request, cell ca.Pee
 			return nil
 		}
 	}
+}
+
+// concerns reports whether a security group may hold for a container of the cell.
+// Where the credential names spaces by their names, groups may name them by GUID, and
+// the cell is told of all.
+func concerns(cell ca.Peer, g *policy.SecurityGroup) bool {
+	if g.RunningDefault || g.StagingDefault {
+		return true
+	}
+	for _, s := range cell.Spaces {
+		if s.GUID == "" || slices.Contains(g.RunningSpaces, s.GUID) || slices.Contains(g.StagingSpaces, s.GUID) {
+			return true
+		}
+	}
+	return false
 }

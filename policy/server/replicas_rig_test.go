@@ -216,6 +216,8 @@ func (c *siteCell) handle(_ context.Context, e api.Event) error {
 		revision = e.Delta.Revision
 	case e.Heartbeat != nil:
 		revision = e.Heartbeat.Revision
+	default: // what has no revision
+		return nil
 	}
 	if revision < c.revision {
 		c.back = fmt.Sprintf("went back from revision %d to %d", c.revision, revision)
