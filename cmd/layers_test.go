@@ -23,6 +23,7 @@ var layers = [][]string{
 	{"overlay/mint"},
 	{"overlay/identity"},
 	{"tlsproxy"},
+	{"overlay/egress/rules"},
 	{"policy/auth/uaa", "policy/cc"},
 	{"policy/auth/uaa/uaatest"},
 	{"policy/cc/cctest"},
@@ -30,6 +31,8 @@ var layers = [][]string{
 	{"policy/store/sqlstore", "policy/store/cfdump", "policy/store/pgtest"},
 	{"policy/store/sqlite", "policy/store/postgres", "policy/store/storetest", "policy/hub", "policy/asgsync", "overlay/datapath", "overlay/endpoint", "overlay/holder", "overlay/wireguard", "cni/attach", "overlay/contain", "tlsproxy/cell", "cmd/internal/promtest"},
 	{"overlay/tap"},
+	{"overlay/egress"},
+	{"overlay/egress/natlog"},
 	{"policy/server", "overlay", "cni/netconf"},
 	{"cni"},
 	{"cni/internal/cnitest", "cni/netavark"},
@@ -45,7 +48,7 @@ var layers = [][]string{
 }
 
 // pure packages decide and compute: no sockets, files, clock or logger.
-var pure = []string{"policy", "policy/table", "overlay/packet", "overlay/pmtu", "overlay/vxlan", "overlay/fib", "overlay/flow"}
+var pure = []string{"policy", "policy/table", "overlay/packet", "overlay/pmtu", "overlay/vxlan", "overlay/fib", "overlay/flow", "overlay/egress/rules"}
 
 // apart says what must not be reached, directly or through others.
 var apart = []struct {
@@ -57,6 +60,7 @@ var apart = []struct {
 	{[]string{"overlay/packet", "overlay/vxlan", "overlay/tun", "overlay/udp", "overlay/wireguard"}, []string{"policy"}, "formats never see policy"},
 	{[]string{"cni", "overlay/contain", "tlsproxy", "tlsproxy/cell", "cmd/tulle", "cmd/tulle-cni", "cmd/tulle-netavark", "cmd/tulle-tlsproxy"},
 		[]string{"overlay/datapath", "overlay/flow", "overlay/fib"}, "attaching and TLS never see the data path"},
+	{[]string{"cni", "overlay/contain", "tlsproxy", "cmd/tulle", "cmd/tulle-cni"}, []string{"overlay/egress"}, "only the daemon dials for containers"},
 	{[]string{"policy/client", "cmd/tulle", "cmd/tulle-celld", "cmd/tulle-cni", "cmd/tulle-netavark", "overlay"},
 		[]string{"policy/server", "policy/store", "policy/hub"}, "clients never pull in servers"},
 }

@@ -307,7 +307,7 @@ func TestDatagrams(t *testing.T) {
 			t.Fatalf("reply of %d bytes: %d, %v", n, m, err)
 		}
 	}
-	if err := c.s.SendUnreachable(world.Addr(), packet.CodePortUnreachable, me, world); err != nil {
+	if err := c.s.SendUnreachable(world.Addr(), packet.CodePortUnreachable, packet.AppendUDP(nil, me, world, nil)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNREFUSED) {

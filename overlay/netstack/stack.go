@@ -78,7 +78,7 @@ func New(o Options) (*Stack, error) {
 	}
 	s := &Stack{opt: o, link: newLink(o.MTU, o.Device)}
 	s.s = stack.New(stack.Options{
-		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol},
+		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocolWithOptions(ipv4.Options{AllowExternalLoopbackTraffic: true})},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4},
 	})
 	if err := s.configure(); err != nil {
@@ -217,16 +217,18 @@ func (s *Stack) SendEchoReply(from, to netip.Addr, message []byte) error {
 	return s.opt.Device(packet.AppendEcho(b, from, to, true, id, seq, message[packet.ICMPHeaderLen:], 0))
 }
 
-// SendUnreachable tells the container that the datagram it sent from from to to
-// did not arrive: code is one of package packet's, sender who says so.
-func (s *Stack) SendUnreachable(sender netip.Addr, code uint8, from, to netip.AddrPort) error {
-	quoted := packet.AppendUDP(nil, from, to, nil)
+// SendUnreachable tells the container that the packet it sent, quoted, did not
+// arrive: code is one of package packet's, sender who says so.
+func (s *Stack) SendUnreachable(sender netip.Addr, code uint8, quoted []byte) error {
 	var h packet.Header
 	if err := packet.Parse(quoted, &h); err != nil {
 		return err
 	}
 	b := make([]byte, packet.VirtioLen, packet.VirtioLen+packet.MaxAnswer)
-	return s.opt.Device(packet.AppendUnreachable(b, sender, code, quoted, &h))
+	if b = packet.AppendUnreachable(b, sender, code, quoted, &h); len(b) == packet.VirtioLen {
+		return nil // nothing that is answered
+	}
+	return s.opt.Device(b)
 }
 
 func addr(a tcpip.Address) netip.Addr {

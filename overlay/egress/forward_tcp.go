@@ -1,0 +1,134 @@
+package egress
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tulle/overlay/netstack"
+)
+
+// accept takes connections until the forward is closed.
+func (f *forward) accept() {
+	for {
+		var fd int
+		var from unix.Sockaddr
+		var err error
+		rerr := f.raw.Read(func(l uintptr) bool {
+			fd, from, err = unix.Accept4(int(l), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+			return !errors.Is(err, unix.EAGAIN)
+		})
+		if rerr != nil {
+			return
+		}
+		if err != nil {
+			// A client that is gone already, or no descriptor is left: the next may do.
+			if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+				time.Sleep(50 * time.Millisecond)
+			}
+			continue
+		}
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 300)
+		s := &socket{f: os.NewFile(uintptr(fd), "forward")}
+		if s.raw, err = s.f.SyscallConn(); err != nil {
+			s.close()
+			continue
+		}
+		go f.connect(s, fromSockaddr(from))
+	}
+}
+
+// owner is the forward's container, if it is there.
+func (f *forward) owner() (*container, Forward) {
+	f.fs.mu.Lock()
+	who, what, waiting := f.who, f.Forward, !f.since.IsZero()
+	f.fs.mu.Unlock()
+	c := f.fs.e.find(who.Address)
+	if waiting || c == nil || c.who.Container != who.Container {
+		return nil, what
+	}
+	return c, what
+}
+
+// connect joins an accepted connection with the container, as the client: packets
+// come to it from the client's own address, which nobody else needs to route.
+func (f *forward) connect(s *socket, client netip.AddrPort) {
+	c, what := f.owner()
+	if c == nil {
+		s.abort()
+		return
+	}
+	if c.limits.converse(client) != Allowed {
+		s.abort()
+		return
+	}
+	release := func() { c.limits.disconnect(client) }
+	conn, err := c.dialIn(f.fs.e.visible(client, c), what.Port)
+	if err != nil {
+		f.fs.e.opt.Log.Debug("forward is refused", "container", c.who.Container, "forward", what.String(), "client", client, "err", err)
+		release()
+		s.abort()
+		return
+	}
+	l := newLine(conn, s, func(l *line) {
+		c.leave(l.session)
+		release()
+		c.e.counts.open.Add(-1)
+	})
+	l.session = &session{forward: HostService{what.Host, what.Protocol}, kill: l.abort}
+	c.e.counts.open.Add(1)
+	if !c.enter(l.session) {
+		l.abort()
+		return
+	}
+	l.start()
+}
+
+// dialIn opens a connection to the container from the client's address, if that can
+// be had: two forwards to one port may have the same client port.
+func (c *container) dialIn(client netip.AddrPort, port uint16) (conn *netstack.Conn, err error) {
+	s := c.stack()
+	if s == nil {
+		return nil, netstack.ErrClosed
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	to := netip.AddrPortFrom(c.who.Address, port)
+	if conn, err = s.Dial(ctx, client, to); errors.Is(err, syscall.EADDRINUSE) {
+		conn, err = s.Dial(ctx, netip.AddrPortFrom(client.Addr(), 0), to)
+	}
+	return conn, err
+}
+
+// visible is the client as the container sees it: its own address, unless a
+// container's kernel, or its policies, would take it for something else. Then it is
+// the resolver's, with any port.
+func (e *Egress) visible(client netip.AddrPort, c *container) netip.AddrPort {
+	a := client.Addr()
+	if !a.Is4() || isSpecial(a) || a == c.who.Address || e.opt.Overlay.Contains(a) {
+		return netip.AddrPortFrom(e.opt.Resolver, 0)
+	}
+	return client
+}
+
+// endForward ends the connections of one forward.
+func (c *container) endForward(f Forward) {
+	c.mu.Lock()
+	var live []*session
+	for s := range c.sessions {
+		if s.forward == (HostService{f.Host, f.Protocol}) {
+			live = append(live, s)
+		}
+	}
+	c.mu.Unlock()
+	for _, s := range live {
+		s.kill()
+	}
+}

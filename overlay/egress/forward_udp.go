@@ -1,0 +1,104 @@
+package egress
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// firstPort of clients whose own address the container cannot be shown.
+const firstPort = 20000
+
+// maxClients of one datagram forward.
+const maxClients = 4096
+
+// replyKey is how the container's answer to a client of a forward looks.
+type replyKey struct {
+	container netip.Addr
+	port      uint16         // the container's
+	to        netip.AddrPort // the client as the container sees it
+}
+
+// peer is one client of a datagram forward. Guarded by forwards.mu.
+type peer struct {
+	f      *forward
+	client netip.AddrPort
+	key    replyKey
+	last   time.Time
+}
+
+// receive gives the container what clients send, until the forward is closed.
+func (f *forward) receive() {
+	b := make([]byte, 65535)
+	for {
+		var n int
+		var from unix.Sockaddr
+		var err error
+		rerr := f.raw.Read(func(fd uintptr) bool {
+			n, from, err = unix.Recvfrom(int(fd), b, 0)
+			return !errors.Is(err, unix.EAGAIN)
+		})
+		if rerr != nil {
+			return
+		}
+		if err != nil {
+			continue // what the network says of a reply
+		}
+		c, what := f.owner()
+		if c == nil {
+			continue
+		}
+		s := c.stack()
+		as, ok := f.client(c, what.Port, fromSockaddr(from))
+		if s == nil || !ok {
+			continue
+		}
+		if err := s.SendDatagram(as, netip.AddrPortFrom(c.who.Address, what.Port), b[:n]); err != nil {
+			f.fs.e.opt.Log.Debug("datagram is lost", "container", c.who.Container, "forward", what.String(), "err", err)
+		}
+	}
+}
+
+// client is a client's address as the container sees it.
+func (f *forward) client(c *container, port uint16, client netip.AddrPort) (as netip.AddrPort, ok bool) {
+	fs, now := f.fs, f.fs.e.opt.Now()
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if p := f.clients[client]; p != nil {
+		p.last = now
+		return p.key.to, true
+	}
+	if len(f.clients) >= maxClients {
+		return as, false
+	}
+	key := replyKey{c.who.Address, port, fs.e.visible(client, c)}
+	for tries := 0; key.to.Port() == 0 || fs.replies[key] != nil; tries++ {
+		if tries > 65535-firstPort {
+			return as, false
+		}
+		fs.next = max(firstPort, fs.next+1)
+		key.to = netip.AddrPortFrom(fs.e.opt.Resolver, fs.next)
+	}
+	p := &peer{f: f, client: client, key: key, last: now}
+	f.clients[client], fs.replies[key] = p, p
+	return key.to, true
+}
+
+// reply sends a container's datagram back to a forward's client, and says whether it
+// was one.
+func (fs *forwards) reply(c *container, from, to netip.AddrPort, payload []byte) bool {
+	fs.mu.Lock()
+	p := fs.replies[replyKey{c.who.Address, from.Port(), to}]
+	if p == nil {
+		fs.mu.Unlock()
+		return false
+	}
+	p.last = fs.e.opt.Now()
+	raw, client := p.f.raw, p.client
+	fs.mu.Unlock()
+	// What there is no room for is lost, as any datagram.
+	_ = raw.Control(func(fd uintptr) { _ = unix.Sendto(int(fd), payload, unix.MSG_NOSIGNAL, sockaddr(client)) })
+	return true
+}

@@ -1,0 +1,138 @@
+package natlog
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"tulle/overlay/egress"
+)
+
+var (
+	noon   = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	remote = netip.MustParseAddrPort("203.0.113.1:443")
+)
+
+func source(port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), port)
+}
+
+func open(t *testing.T, dir, run string, bytes int64) *Log {
+	t.Helper()
+	l, err := Open(Options{Dir: dir, Bytes: bytes}, run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func begin(l *Log, container string, port uint16, at time.Time) uint64 {
+	return l.Begin(egress.Mapping{At: at, Protocol: "tcp", Source: source(port), Remote: remote, Identity: egress.Identity{Container: container, App: "app-" + container, Org: "org"}})
+}
+
+func who(t *testing.T, l *Log, port uint16, at time.Time) []string {
+	t.Helper()
+	found, err := l.Who(source(port), at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := []string{}
+	for _, f := range found {
+		if f.Source != source(port) || f.Remote != remote || f.Protocol != "tcp" || f.Who.App != "app-"+f.Who.Container {
+			t.Errorf("found %+v", f)
+		}
+		names = append(names, f.Who.Container)
+	}
+	return names
+}
+
+func expect(t *testing.T, got []string, want ...string) {
+	t.Helper()
+	if len(got) != len(want) {
+		t.Fatalf("found %q, want %q", got, want)
+	}
+	for i := range want {
+		if got[i] != want[i] {
+			t.Errorf("found %q, want %q", got, want)
+		}
+	}
+}
+
+func TestWho(t *testing.T) {
+	l := open(t, t.TempDir(), "1", 0)
+	a := begin(l, "a", 40000, noon)
+	begin(l, "other", 40001, noon)
+	l.End(a, noon.Add(10*time.Second))
+	begin(l, "b", 40000, noon.Add(20*time.Second))
+	expect(t, who(t, l, 40000, noon.Add(-time.Second)))
+	expect(t, who(t, l, 40000, noon), "a")
+	expect(t, who(t, l, 40000, noon.Add(5*time.Second)), "a")
+	expect(t, who(t, l, 40000, noon.Add(15*time.Second)))
+	expect(t, who(t, l, 40000, noon.Add(time.Hour)), "b")
+	expect(t, who(t, l, 40000, time.Time{}), "a", "b")
+	expect(t, who(t, l, 40002, time.Time{}))
+}
+
+func TestNextLifeOfTheDaemon(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, dir, "1", 0)
+	begin(l, "a", 40000, noon)
+	if _, err := l.Who(source(1), noon); err != nil { // flushes, as the second does
+		t.Fatal(err)
+	}
+	// The daemon is killed in the middle of a line.
+	f, err := os.OpenFile(filepath.Join(dir, "nat.log"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.WriteString(`{"run":"1","id":2,"begin":"2026`)
+	f.Close()
+	l = open(t, dir, "2", 0)
+	begin(l, "b", 40000, noon.Add(time.Minute))
+	found, err := l.Who(source(40000), noon.Add(time.Hour))
+	if err != nil || len(found) != 2 || !found[0].Lost || found[1].Lost || found[1].Who.Container != "b" {
+		t.Errorf("found %+v, %v, want a, whose end nobody saw, and b", found, err)
+	}
+}
+
+func TestSizeIsBoundedAndTheLivingStay(t *testing.T) {
+	dir := t.TempDir()
+	const bytes = 64 << 10
+	l := open(t, dir, "1", bytes)
+	begin(l, "old", 40000, noon)
+	for i := range 2000 {
+		l.End(begin(l, "busy", 50000, noon.Add(time.Duration(i)*time.Second)), noon.Add(time.Duration(i)*time.Second))
+	}
+	if err := l.Err(); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, who(t, l, 40000, noon.Add(time.Hour)), "old")
+	if n := len(who(t, l, 50000, time.Time{})); n < 50 || n > 500 {
+		t.Errorf("%d of 2000 are remembered, want what fits", n)
+	}
+	expect(t, who(t, l, 50000, noon.Add(1999*time.Second)), "busy")
+	var size int64
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		st, err := f.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		size += st.Size()
+	}
+	if size > bytes+4096 {
+		t.Errorf("the files have %d bytes, want about %d", size, bytes)
+	}
+}
+
+func TestUnwritable(t *testing.T) {
+	if _, err := Open(Options{Dir: filepath.Join(t.TempDir(), "gone")}, "1"); err == nil {
+		t.Error("opened in a directory that is not there")
+	}
+}

@@ -1,0 +1,121 @@
+package egress
+
+import (
+	"errors"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tulle/overlay/netstack"
+	"tulle/policy"
+)
+
+// patience of a connect, as Linux's own.
+const patience = 127 * time.Second
+
+// request is called, in its own goroutine, with a connection that the container
+// opens.
+func (c *container) request(q *netstack.Request) {
+	if q.To.Addr() == c.e.opt.Resolver {
+		c.service(q)
+		return
+	}
+	to := netip.AddrPortFrom(q.To.Addr().Unmap(), q.To.Port())
+	p := policy.Packet{Protocol: "tcp", To: to.Addr(), Port: to.Port()}
+	j := c.judge(p)
+	if j.Verdict == Allowed {
+		j.Verdict = c.limits.connect(to, c.e.opt.Now(), func() {
+			c.e.report(c, event{verdict: RateLimit, packet: p, from: q.From, group: j.group, dry: true})
+		})
+	}
+	if j.Verdict != Allowed {
+		c.e.report(c, event{verdict: j.Verdict, packet: p, from: q.From, group: j.group})
+		q.Refuse()
+		return
+	}
+	release := func() { c.limits.disconnect(to) }
+	s, err := c.e.open(unix.SOCK_STREAM, 0, to, patience)
+	if err != nil {
+		release()
+		c.e.counts.failed.Add(1)
+		c.e.opt.Log.Debug("connection failed", "container", c.who.Container, "to", to, "err", err)
+		if errors.Is(err, syscall.ETIMEDOUT) || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+			q.Drop()
+		} else {
+			q.Refuse()
+		}
+		return
+	}
+	// Rules, routes and addresses may have changed while it was being connected.
+	if again := c.judge(p); again.Verdict != Allowed || s.toItself(to) && !c.e.isHostService(HostService{to, "tcp"}) {
+		release()
+		s.abort()
+		if again.Verdict == Allowed {
+			again.Verdict = HostAddress
+		}
+		c.e.report(c, event{verdict: again.Verdict, packet: p, from: q.From, group: again.group})
+		q.Refuse()
+		return
+	}
+	conn, err := q.Accept()
+	if err != nil {
+		release()
+		s.abort()
+		return
+	}
+	record := c.e.begin("tcp", s.local, to, c.who)
+	l := newLine(conn, s, func(l *line) {
+		c.leave(l.session)
+		release()
+		c.e.end(record)
+		c.e.counts.open.Add(-1)
+	})
+	l.session = &session{packet: p, record: record, kill: l.abort}
+	c.e.counts.open.Add(1)
+	c.e.report(c, event{packet: p, from: q.From, group: j.group, byRule: j.log})
+	if !c.enter(l.session) {
+		l.abort()
+		return
+	}
+	// What changed the rules between the second judgement and enter saw no session.
+	if v := c.judge(p).Verdict; v != Allowed {
+		l.abort()
+		return
+	}
+	l.start()
+}
+
+// service hands a connection to the resolver's address to whom it is for.
+func (c *container) service(q *netstack.Request) {
+	f := c.e.opt.Services[q.To.Port()]
+	if f == nil {
+		q.Refuse()
+		return
+	}
+	if v := c.limits.connect(q.To, c.e.opt.Now(), nil); v != Allowed {
+		q.Refuse()
+		return
+	}
+	defer c.limits.disconnect(q.To)
+	conn, err := q.Accept()
+	if err != nil {
+		return
+	}
+	f(c.who, conn)
+}
+
+func (e *Egress) begin(protocol string, local, remote netip.AddrPort, who Identity) uint64 {
+	e.counts.begun(protocol)
+	if e.opt.NAT == nil {
+		return 0
+	}
+	return e.opt.NAT.Begin(Mapping{At: e.opt.Now(), Protocol: protocol, Source: local, Remote: remote, Identity: who})
+}
+
+func (e *Egress) end(record uint64) {
+	if e.opt.NAT != nil {
+		e.opt.NAT.End(record, e.opt.Now())
+	}
+}

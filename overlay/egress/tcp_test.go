@@ -1,0 +1,223 @@
+package egress_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"syscall"
+	"testing"
+	"time"
+
+	"tulle/overlay/egress"
+)
+
+func TestTCP(t *testing.T) {
+	r := newRig(t)
+	server, conns := tcpServer(t, r.world, "192.0.2.2:0")
+	c := r.container(1, anything(t))
+	near, err := c.dial(server.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	far := next(t, conns)
+	if got := far.RemoteAddr().(*net.TCPAddr).AddrPort().Addr(); got != hostIP {
+		t.Errorf("the world sees %v, want the host, %v", got, hostIP)
+	}
+	exchange(t, near, far)
+
+	// Half-close either way: the other direction goes on.
+	sent := make([]byte, 8<<20)
+	rand.NewChaCha8([32]byte{3}).Read(sent)
+	if err := near.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(far); err != nil || len(b) != 0 {
+		t.Errorf("far end read %d bytes, %v", len(b), err)
+	}
+	go func() {
+		far.Write(sent)
+		far.Close()
+	}()
+	got, err := io.ReadAll(near)
+	if err != nil || sha256.Sum256(got) != sha256.Sum256(sent) {
+		t.Errorf("%d bytes, %v, want the %d sent", len(got), err, len(sent))
+	}
+	until(t, "conversation ended", func() bool { return r.e.Stats().Open == 0 })
+}
+
+func TestResetsPass(t *testing.T) {
+	r := newRig(t)
+	server, conns := tcpServer(t, r.world, "192.0.2.2:0")
+	c := r.container(1, anything(t))
+	for _, who := range []string{"far", "near"} {
+		near, err := c.dial(server.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		far := next(t, conns)
+		exchange(t, near, far)
+		from, to := far, near
+		if who == "near" {
+			from, to = near, far
+		}
+		from.SetLinger(0)
+		from.Close()
+		if _, err := to.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%s end reset, the other reads %v", who, err)
+		}
+	}
+	until(t, "conversations ended", func() bool { return r.e.Stats().Open == 0 })
+}
+
+func TestRefusalsAreTheTargets(t *testing.T) {
+	r := newRig(t)
+	server, _ := tcpServer(t, r.world, "192.0.2.2:0")
+	c := r.container(1, set(t, allow("tcp", "192.0.2.2", "1-65535")))
+	// Nobody listens there.
+	_, err := c.dial("192.0.2.2:9")
+	refused(t, err)
+	// No rule.
+	_, err = c.dial("192.0.2.3:80")
+	refused(t, err)
+	// A container that was never allowed anything.
+	_, err = r.container(2, set(t)).dial(server.String())
+	refused(t, err)
+	v := r.e.Stats().Verdicts
+	if v["no_rule"] != 2 {
+		t.Errorf("verdicts %v, want 2 of no_rule", v)
+	}
+}
+
+func TestRulesCutLiveConnections(t *testing.T) {
+	r := newRig(t)
+	server, conns := tcpServer(t, r.world, "192.0.2.2:0")
+	c := r.container(1, anything(t))
+	near, err := c.dial(server.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	far := next(t, conns)
+	exchange(t, near, far)
+	c.rules(set(t, allow("tcp", "192.0.2.2", "1-65535")))
+	exchange(t, near, far) // other words, same verdict
+	c.rules(set(t, allow("udp", "192.0.2.2", "1-65535")))
+	for name, conn := range map[string]net.Conn{"near": near, "far": far} {
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%s end reads %v, want a reset", name, err)
+		}
+	}
+	_, err = c.dial(server.String())
+	refused(t, err)
+	c.rules(anything(t))
+	if _, err := c.dial(server.String()); err != nil {
+		t.Errorf("allowed again: %v", err)
+	}
+}
+
+func TestDetachCutsConnections(t *testing.T) {
+	r := newRig(t)
+	server, conns := tcpServer(t, r.world, "192.0.2.2:0")
+	c := r.container(1, anything(t))
+	if _, err := c.dial(server.String()); err != nil {
+		t.Fatal(err)
+	}
+	far := next(t, conns)
+	c.detach()
+	if _, err := far.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("far end reads %v, want a reset", err)
+	}
+	if n := r.e.Stats().Open; n != 0 {
+		t.Errorf("%d conversations are open", n)
+	}
+}
+
+func TestServicesAtTheResolver(t *testing.T) {
+	who := make(chan egress.Identity, 1)
+	r := newRig(t, func(o *egress.Options) {
+		o.Services = map[uint16]egress.Service{80: func(id egress.Identity, conn net.Conn) {
+			who <- id
+			b, _ := io.ReadAll(conn)
+			conn.Write(bytes.ToUpper(b))
+			conn.Close()
+		}}
+	})
+	c := r.container(1, set(t)) // no rule is needed
+	conn, err := c.dial("169.254.0.2:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Write([]byte("hello"))
+	conn.CloseWrite()
+	if b, err := io.ReadAll(conn); err != nil || string(b) != "HELLO" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if id := next(t, who); id != c.identity() {
+		t.Errorf("asked by %+v, want %+v", id, c.identity())
+	}
+	_, err = c.dial("169.254.0.2:81")
+	refused(t, err)
+}
+
+func TestLimits(t *testing.T) {
+	now := time.Now()
+	r := newRig(t, func(o *egress.Options) {
+		o.Limits = egress.Limits{Rate: 1, Burst: 3, PerDestination: 5}
+		o.Now = func() time.Time { return now } // no token comes back
+	})
+	a, conns := tcpServer(t, r.world, "192.0.2.2:0")
+	b, _ := tcpServer(t, r.world, "192.0.2.2:0")
+	c := r.container(1, anything(t))
+	for i := range 3 {
+		if _, err := c.dial(a.String()); err != nil {
+			t.Fatalf("connection %d of the burst: %v", i+1, err)
+		}
+		next(t, conns)
+	}
+	_, err := c.dial(a.String())
+	refused(t, err)
+	// Another destination, and another container, have a burst of their own.
+	if _, err := c.dial(b.String()); err != nil {
+		t.Errorf("other destination: %v", err)
+	}
+	if _, err := r.container(2, anything(t)).dial(a.String()); err != nil {
+		t.Errorf("other container: %v", err)
+	}
+	if v := r.e.Stats().Verdicts["rate_limit"]; v != 1 {
+		t.Errorf("%d refusals for the rate, want 1", v)
+	}
+}
+
+func TestDryRunAndCap(t *testing.T) {
+	now := time.Now()
+	r := newRig(t, func(o *egress.Options) {
+		o.Limits = egress.Limits{Rate: 1, Burst: 1, DryRun: true, PerDestination: 3}
+		o.Now = func() time.Time { return now }
+	})
+	server, conns := tcpServer(t, r.world, "192.0.2.2:0")
+	c := r.container(1, anything(t))
+	var first *net.TCPConn
+	for i := range 3 {
+		conn, err := c.dial(server.String())
+		if err != nil {
+			t.Fatalf("connection %d: %v", i+1, err)
+		}
+		next(t, conns)
+		if first == nil {
+			first = conn
+		}
+	}
+	if v := r.e.Stats().Verdicts; v["rate_limit"] != 2 || v["allowed"] != 3 {
+		t.Errorf("verdicts %v, want 3 allowed of which 2 beyond the rate", v)
+	}
+	_, err := c.dial(server.String())
+	refused(t, err)
+	first.SetLinger(0)
+	first.Close()
+	until(t, "the cap has room", func() bool { return r.e.Stats().Open == 2 })
+	if _, err := c.dial(server.String()); err != nil {
+		t.Errorf("after one ended: %v", err)
+	}
+}
