@@ -118,6 +118,7 @@ func (l *life) admit(ctx context.Context, r control.AttachRequest, dev tun.Devic
 	e, err = l.d.ledger.Attach(endpoint.Endpoint{
 		Container: r.Container, App: r.App, AppID: id, Instance: r.Instance, Device: r.Device, Lifeline: r.Lifeline, UID: r.Peer.UID,
 		Network: r.Network, Address: r.Address, Bandwidth: r.Bandwidth, TLS: r.TLS,
+		Workload: r.Workload, Rules: r.Rules, Ports: r.Ports,
 	})
 	switch {
 	case errors.Is(err, endpoint.ErrNoAddress):
@@ -153,6 +154,10 @@ func (l *life) admit(ctx context.Context, r control.AttachRequest, dev tun.Devic
 	}
 	if err := l.enter(e, dev, line); err != nil {
 		return e, errors.Join(err, line.close())
+	}
+	if err := l.outside.bindPorts(e); err != nil {
+		l.leave(e.Container)
+		return e, err
 	}
 	if err := l.terminals.put(e, r.Sockets); err != nil {
 		l.leave(e.Container)
@@ -230,8 +235,10 @@ func (l *life) enter(e endpoint.Endpoint, dev tun.Device, line line) error {
 		guest.Guest(e.Address, l.address6(e).Addr())
 	}
 	dev = shape.Wrap(dev, limits(e.Bandwidth))
+	l.outside.enter(e) // before its first packet is read
 	if err := l.path.Attach(fib.Local{Addr: e.Address, Container: e.Container, App: e.AppID, Tag: l.world.tags[e.AppID],
 		Incarnation: incarnationUnder(l.lease, e)}, dev); err != nil {
+		l.outside.leave(e)
 		_ = dev.Close() // with what Wrap may have started; nobody has read from it
 		return fmt.Errorf("attach %s: %w", e.Container, err)
 	}
@@ -258,6 +265,7 @@ func (l *life) leave(container string) {
 	}
 	l.terminals.drop(container)
 	if !at.waiting {
+		l.outside.leave(at.e)
 		l.path.Detach(at.e.Address)
 	}
 }

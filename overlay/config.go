@@ -52,6 +52,7 @@ type Config struct {
 	// original does, instead of "no such name".
 	EmptyUnknown bool
 	Hide         []string // further directories that a contained command must not see
+	Egress       EgressConfig
 
 	// TrustBundle is the file for runtimes with the system's roots and ours; optional:
 	// trust/ca-certificates.crt in StateDir.

@@ -14,6 +14,7 @@ import (
 	"tulle/overlay/control"
 	"tulle/overlay/datapath"
 	"tulle/overlay/dns"
+	"tulle/overlay/egress"
 	"tulle/overlay/endpoint"
 	"tulle/overlay/fib"
 	"tulle/overlay/netcfg"
@@ -43,6 +44,9 @@ type life struct {
 	wg        sync.WaitGroup
 	lines     sync.WaitGroup // those who watch lifelines
 
+	outside     *outside
+	metricsAddr string // as bound; "": none
+
 	locks keyed // one attach or detach at a time a container
 
 	mu       sync.Mutex // guards the fields below; before Path's own lock
@@ -59,7 +63,7 @@ type life struct {
 func (d *Daemon) live(ctx context.Context, metrics string) (err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	l := &life{d: d, renew: make(chan struct{}, 1), fail: cancel, changed: make(chan struct{}),
+	l := &life{d: d, renew: make(chan struct{}, 1), fail: cancel, changed: make(chan struct{}), metricsAddr: metrics,
 		attached: map[string]*attachment{}, hosted: map[policy.AppID]api.Revision{}}
 	if l.mtu = d.cfg.MTU; l.mtu == 0 {
 		if l.mtu, err = mtuOver(d.cfg.Underlay, d.cfg.Mode); err != nil {
@@ -84,6 +88,8 @@ func (d *Daemon) live(ctx context.Context, metrics string) (err error) {
 	if err := l.build(); err != nil {
 		return err
 	}
+	// After the path, whose readers hand it packets and whose devices it writes.
+	defer func() { err = errors.Join(err, l.outside.close()) }()
 	defer func() { err = errors.Join(err, l.path.Close()) }()
 	if l.tunnel != nil {
 		defer func() { err = errors.Join(err, l.tunnel.Close()) }()
@@ -213,6 +219,12 @@ func (l *life) build() error {
 	if err != nil {
 		return err
 	}
+	if l.outside, err = l.openOutside(); err != nil {
+		if l.tunnel != nil {
+			err = errors.Join(err, l.tunnel.Close())
+		}
+		return err
+	}
 	policies, reach := table.New(), table.New()
 	l.names = dns.NewNames(l.lease.Subnet)
 	l.resolver = dns.New(dns.Options{Upstreams: l.d.cfg.Resolvers, Overlay: l.lease.Network, Names: l.names, EmptyUnknown: l.d.cfg.EmptyUnknown, Log: l.d.log})
@@ -220,6 +232,7 @@ func (l *life) build() error {
 		MTU: l.mtu, IPv4Only: !l.ipv6(), Conn: l.socket, FIB: f, Policies: policies, Reach: reach,
 		Resolver:     l.resolve,
 		ResolverAddr: dns.Address.Addr(),
+		Outside:      l.outside.e,
 		Log:          l.d.log,
 	}
 	if l.tunnel != nil {
@@ -229,7 +242,7 @@ func (l *life) build() error {
 		if l.tunnel != nil {
 			err = errors.Join(err, l.tunnel.Close())
 		}
-		return errors.Join(err, l.resolver.Close())
+		return errors.Join(err, l.resolver.Close(), l.outside.close())
 	}
 	l.world = newWorld(l.d.client.Cell(), f, policies, reach, l.path, tunnels, l.names)
 	l.registrar = newRegistrar(l)
@@ -243,6 +256,10 @@ func (l *life) resolve(ep *fib.Local, src netip.AddrPort, query []byte) {
 
 // take puts an event of the watch in force; its return is the acknowledgement.
 func (l *life) take(_ context.Context, e api.Event) error {
+	if e.Groups != nil {
+		l.outside.take(e.Groups)
+		return nil
+	}
 	if err := l.checkPeers(&e); err != nil {
 		l.fail(err)
 		return err
@@ -259,9 +276,16 @@ func (l *life) take(_ context.Context, e api.Event) error {
 	l.started = true
 	l.world.tunnels.begin = false
 	epoch, revision, floor := l.world.epoch, l.world.revision, l.world.floor
+	var around *egress.Surroundings
+	if e.Snapshot != nil || e.Delta != nil && len(e.Delta.PeersSet)+len(e.Delta.PeersRemoved) > 0 {
+		around = l.outside.surroundLocked()
+	}
 	close(l.changed)
 	l.changed = make(chan struct{})
 	l.mu.Unlock()
+	if around != nil {
+		l.outside.e.SetSurroundings(around)
+	}
 	if first {
 		l.path.Start()
 		l.d.log.Info("first table is in force", "epoch", epoch, "revision", revision)

@@ -96,6 +96,7 @@ func (l *life) restoreKept(e endpoint.Endpoint, kept map[string]*os.File) error 
 	if err := l.terminals.put(e, keptSockets(e, kept)); err != nil {
 		l.d.log.Error("kept sockets are of no use", "container", e.Container, "err", err)
 	}
+	l.rebind(e)
 	l.d.log.Info("taken back", "container", e.Container, "address", e.Address, "lifeline", e.Lifeline)
 	return nil
 }
@@ -154,6 +155,17 @@ func (l *life) resume(r control.AttachRequest, dev tun.Device) (control.Attached
 		l.leave(r.Container)
 		return control.Attached{}, err
 	}
+	l.rebind(e)
 	l.d.log.Info("resumed", "container", e.Container, "app", e.AppID, "address", e.Address)
 	return l.answer(e, true), nil
+}
+
+// rebind binds the ports of a container that was there before. One that somebody
+// else has taken in the meantime is lost; the container stays.
+func (l *life) rebind(e endpoint.Endpoint) {
+	for _, p := range e.Ports {
+		if err := l.outside.e.AddForward(e.Address, forwardOf(p)); err != nil {
+			l.d.log.Error("port is forwarded no more", "container", e.Container, "err", err)
+		}
+	}
 }

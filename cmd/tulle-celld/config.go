@@ -32,6 +32,7 @@ type config struct {
 	Allow       []grant        `yaml:"allow"`       // who may attach, beside root and the daemon's own user
 	Resolvers   []resolver     `yaml:"resolvers"`   // DNS servers; default: the host's
 	DNSUnknown  string         `yaml:"dns_unknown"` // answer to an internal name that nobody has: nxdomain (default), or empty as Cloud Foundry's
+	Egress      egressConfig   `yaml:"egress"`      // what leaves the overlay beside what security groups say
 	Hide        []string       `yaml:"hide"`        // directories that contained commands must not see, beside the daemon's own
 	LogLevel    slog.Level     `yaml:"log_level"`   // debug, info, warn, error
 
@@ -120,6 +121,7 @@ func (c *config) Validate() error {
 	if c.MTU != 0 && (c.MTU < 576 || c.MTU > 65405) {
 		bad("mtu", "must be 0 or from 576 to 65405")
 	}
+	errs = append(errs, c.checkEgress()...)
 	for _, dir := range c.Hide {
 		if !filepath.IsAbs(dir) || filepath.Clean(dir) == "/" {
 			bad("hide", "must list absolute paths below /")
@@ -142,7 +144,7 @@ func loadConfig(path string) (*config, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, p := range []*string{&c.Credentials, &c.StateDir, &c.Socket, &c.TrustBundle} {
+	for _, p := range []*string{&c.Credentials, &c.StateDir, &c.Socket, &c.TrustBundle, &c.Egress.Log} {
 		if *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(dir, *p)
 		}
@@ -155,7 +157,7 @@ func (c *config) daemon() overlay.Config {
 	o := overlay.Config{
 		Name: c.Name, Server: c.Server, Credentials: c.Credentials, StateDir: c.StateDir, Socket: c.Socket,
 		Underlay: c.Underlay, Port: c.Port, Mode: c.Mode, WireGuard: c.WireGuard, MTU: c.MTU, Metrics: c.Metrics, IPv4Only: c.IPv4Only,
-		Hide: c.Hide, TrustBundle: c.TrustBundle,
+		Hide: c.Hide, TrustBundle: c.TrustBundle, Egress: c.Egress.daemon(),
 	}
 	for _, g := range c.Allow {
 		o.Allow = append(o.Allow, control.Grant{UID: *g.UID, Orgs: g.Orgs, Spaces: g.Spaces, Apps: g.Apps})

@@ -75,6 +75,34 @@ log_level: debug
 	}
 }
 
+func TestEgressConfig(t *testing.T) {
+	path := write(t, complete+`egress:
+  host_services: ["192.0.2.1:5432/tcp", "127.0.0.1:53/udp"]
+  deny_networks:
+    always: [169.254.0.0/16, 10.0.0.7]
+    running: [172.16.0.0/12]
+  connections: {rate: 100, burst: 1000, dry_run: true, per_destination: 50}
+  log: traffic.log
+`)
+	c, err := loadConfig(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := c.daemon().Egress
+	if len(e.HostServices) != 2 || e.HostServices[0].Addr.String() != "192.0.2.1:5432" || e.HostServices[1].Protocol != "udp" {
+		t.Errorf("host services %+v", e.HostServices)
+	}
+	if len(e.DenyAlways) != 2 || e.DenyAlways[1].String() != "10.0.0.7/32" || len(e.DenyRunning) != 1 || len(e.DenyStaging) != 0 {
+		t.Errorf("deny networks %v, %v, %v", e.DenyAlways, e.DenyRunning, e.DenyStaging)
+	}
+	if l := e.Limits; l.Rate != 100 || l.Burst != 1000 || !l.DryRun || l.PerDestination != 50 {
+		t.Errorf("limits %+v", l)
+	}
+	if e.Log != filepath.Join(filepath.Dir(path), "traffic.log") {
+		t.Errorf("log %s", e.Log)
+	}
+}
+
 // Each fault is told with key, value and line.
 func TestConfigFaults(t *testing.T) {
 	cases := []struct{ name, text, want string }{
@@ -91,6 +119,13 @@ func TestConfigFaults(t *testing.T) {
 		{"grant of nothing", complete + "allow:\n- uid: 7\n", "allow[0].apps: is missing"},
 		{"grant to nobody", complete + "allow:\n- apps: [a]\n", "allow[0].uid: is missing"},
 		{"uid", complete + "allow:\n- uid: -1\n  apps: [a]\n", "line 7: allow[0].uid: -1"},
+		{"host service", complete + "egress:\n  host_services: [192.0.2.1:80]\n", `line 7: egress.host_services[0]: "192.0.2.1:80"`},
+		{"host service of any address", complete + "egress:\n  host_services: [\"0.0.0.0:80/tcp\"]\n", `line 7: egress.host_services[0]: "0.0.0.0:80/tcp"`},
+		{"tunnel port as a host service", complete + "egress:\n  host_services: [\"192.0.2.1:4789/udp\"]\n", "no container may reach"},
+		{"metrics as a host service", complete + "metrics: 127.0.0.1:9999\negress:\n  host_services: [\"127.0.0.1:9999/tcp\"]\n", "no container may reach"},
+		{"deny network", complete + "egress:\n  deny_networks:\n    running: [10.0.0.0/40]\n", `line 8: egress.deny_networks.running[0]: "10.0.0.0/40"`},
+		{"negative rate", complete + "egress:\n  connections:\n    rate: -1\n", "egress.connections.rate: "},
+		{"dry run of nothing", complete + "egress:\n  connections:\n    dry_run: true\n", "of no use without a rate"},
 		{"resolver", complete + "resolvers: [dns.example]\n", `line 6: resolvers[0]: "dns.example"`},
 	}
 	for _, c := range cases {

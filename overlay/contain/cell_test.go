@@ -288,3 +288,8 @@ func await[T any](t *testing.T, c <-chan T, what string) T {
 		panic("unreachable")
 	}
 }
+
+func (c *cell) AddPort(context.Context, control.Peer, control.PortAdd) error       { return nil }
+func (c *cell) RemovePort(context.Context, control.Peer, control.PortRemove) error { return nil }
+func (c *cell) Ports(context.Context) ([]control.ListedPort, error)                { return nil, nil }
+func (c *cell) NATWho(context.Context, control.NATWho) ([]control.NATFound, error) { return nil, nil }

@@ -20,6 +20,11 @@ const (
 	opTLSSockets     = "tls_sockets"
 	opTLSCertificate = "tls_certificate"
 	opTLSCaller      = "tls_caller"
+
+	opPortAdd    = "port-add"
+	opPortRemove = "port-remove"
+	opPortList   = "port-list"
+	opNATWho     = "nat-who"
 )
 
 const (
@@ -29,7 +34,7 @@ const (
 )
 
 // decodeRequest turns a payload with n descriptors beside it into one of
-// Attach, Detach, GC, listRequest or statusRequest, checked. The sender is any
+// the requests, checked. The sender is any
 // local process that may open the socket; every refusal is a bad_request.
 func decodeRequest(payload []byte, n int) (any, error) {
 	var r request
@@ -58,6 +63,29 @@ func decodeRequest(payload []byte, n int) (any, error) {
 			return nil, Errorf(CodeBadRequest, "gc: %v", err)
 		}
 		return g, g.check()
+	case opPortAdd, opPortRemove:
+		var p PortAdd
+		if err := json.Unmarshal(r.Body, &p); err != nil {
+			return nil, Errorf(CodeBadRequest, "%s: %v", r.Op, err)
+		}
+		if err := checkContainer(p.Container); err != nil {
+			return nil, err
+		}
+		if r.Op == opPortRemove {
+			return PortRemove(p), p.check()
+		}
+		return p, p.check()
+	case opPortList:
+		return portListRequest{}, nil
+	case opNATWho:
+		var q NATWho
+		if err := json.Unmarshal(r.Body, &q); err != nil {
+			return nil, Errorf(CodeBadRequest, "nat-who: %v", err)
+		}
+		if !q.Source.IsValid() || q.Source.Port() == 0 {
+			return nil, Errorf(CodeBadRequest, "nat-who: %v is no address with a port", q.Source)
+		}
+		return q, nil
 	case opList:
 		return listRequest{}, nil
 	case opStatus:
@@ -69,6 +97,8 @@ func decodeRequest(payload []byte, n int) (any, error) {
 type (
 	listRequest   struct{}
 	statusRequest struct{}
+
+	portListRequest struct{}
 )
 
 func (a Attach) check(files int) error {
@@ -76,6 +106,9 @@ func (a Attach) check(files int) error {
 		return err
 	}
 	if err := checkApp(a.App); err != nil {
+		return err
+	}
+	if err := a.checkOutside(); err != nil {
 		return err
 	}
 	if !printable(a.Instance, maxName) {

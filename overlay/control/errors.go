@@ -12,6 +12,7 @@ const (
 	CodeNotAllowed  Code = "not_allowed" // this uid may not
 	CodePoolEmpty   Code = "pool_empty"  // no address is free or rested
 	CodeNoAddress   Code = "no_address"  // the address asked for is in use, or not the cell's to give
+	CodePortTaken   Code = "port_taken"  // a port of the host is another's; the message says whose
 	CodeExists      Code = "exists"      // the container is attached already
 	CodeNotFound    Code = "not_found"   // a resume of what the journal does not have
 	CodeRefused     Code = "refused"     // the policy server refuses the endpoint

@@ -48,6 +48,11 @@ type Handler interface {
 	GC(ctx context.Context, p Peer, g GC) (Collected, error)
 	List(ctx context.Context) ([]Endpoint, error)
 	Status(ctx context.Context) (Status, error)
+	// AddPort and RemovePort check for themselves whether the peer may, as Detach does.
+	AddPort(ctx context.Context, p Peer, r PortAdd) error
+	RemovePort(ctx context.Context, p Peer, r PortRemove) error
+	Ports(ctx context.Context) ([]ListedPort, error)
+	NATWho(ctx context.Context, q NATWho) ([]NATFound, error)
 }
 
 // TLSHandler does what the proxy that terminates TLS asks for; the rest is as of
@@ -278,6 +283,14 @@ func (s *Server) handle(ctx context.Context, peer Peer, m received, gone <-chan 
 		ok, err = struct{}{}, s.Handler.Detach(ctx, peer, r)
 	case GC:
 		ok, err = s.Handler.GC(ctx, peer, r)
+	case PortAdd:
+		ok, err = struct{}{}, s.Handler.AddPort(ctx, peer, r)
+	case PortRemove:
+		ok, err = struct{}{}, s.Handler.RemovePort(ctx, peer, r)
+	case portListRequest:
+		ok, err = s.Handler.Ports(ctx)
+	case NATWho:
+		ok, err = s.Handler.NATWho(ctx, r)
 	case listRequest:
 		ok, err = s.Handler.List(ctx)
 	case statusRequest:

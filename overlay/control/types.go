@@ -36,6 +36,13 @@ type Attach struct {
 	Address netip.Addr `json:"address,omitzero"`
 	// Bandwidth limits what the container sends and receives; the zero value does not.
 	Bandwidth Bandwidth `json:"bandwidth,omitzero"`
+	// Workload chooses the security groups that hold: "" is app.
+	Workload policy.Workload `json:"workload,omitempty"`
+	// Ports of the host that lead to the container.
+	Ports []Port `json:"ports,omitempty"`
+	// Rules are what the container may reach outside the overlay where the cell does
+	// not follow the control plane's security groups; else they are not looked at.
+	Rules []policy.SecurityRule `json:"rules,omitempty"`
 	// Resume asks for the endpoint that the daemon's journal has for Container:
 	// the daemon was restarted and the attacher kept its duplicate.
 	Resume bool `json:"resume,omitempty"`

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"tulle/overlay/control"
 	"tulle/policy"
 	"tulle/policy/api"
 )
@@ -107,6 +108,13 @@ func (l *Ledger) replay(r *record, first bool) error {
 			return fmt.Errorf("app of %q: %w", r.App.Container, ErrNotFound)
 		}
 		e.AppID = r.App.AppID
+		l.endpoints[e.Container] = e
+	case r.Ports != nil:
+		e, ok := l.endpoints[r.Ports.Container]
+		if !ok {
+			return fmt.Errorf("ports of %q: %w", r.Ports.Container, ErrNotFound)
+		}
+		e.Ports = r.Ports.Ports
 		l.endpoints[e.Container] = e
 	case r.Detach != "":
 		e, ok := l.endpoints[r.Detach]
@@ -285,6 +293,26 @@ func (l *Ledger) attach(e *Endpoint) (at int64, err error) {
 		return 0, err
 	}
 	return at, nil
+}
+
+// SetPorts journals the ports of the host that lead to a container.
+func (l *Ledger) SetPorts(container string, ports []control.Port) error {
+	l.mu.Lock()
+	e, ok := l.endpoints[container]
+	if !ok {
+		l.mu.Unlock()
+		return ErrNotFound
+	}
+	at, err := l.appendLocked(&record{Ports: &portsRecord{Container: container, Ports: ports}})
+	if err == nil {
+		e.Ports = ports
+		l.endpoints[container] = e
+	}
+	l.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return l.j.sync(at)
 }
 
 // SetApp journals which app the policy server says the container is.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -18,6 +19,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"tulle/overlay/control"
 
 	"tulle/policy/api"
 )
@@ -76,6 +79,16 @@ func TestLedgerSurvives(t *testing.T) {
 		t.Fatal(err)
 	}
 	two.AppID = "guid-2"
+	two.Ports = []control.Port{{HostPort: 8080, Port: 80}, {HostPort: 53, Port: 53, Protocol: "udp", Keep: true}}
+	if err := l.SetPorts("c2", two.Ports[:1]); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.SetPorts("c2", two.Ports); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.SetPorts("c9", nil); !errors.Is(err, ErrNotFound) {
+		t.Errorf("ports of nobody: %v", err)
+	}
 	if got, err := l.Detach("c1"); err != nil || got.Address != one.Address {
 		t.Errorf("detach: %+v, %v", got, err)
 	}
@@ -153,7 +166,7 @@ func TestLedgerLeaseChange(t *testing.T) {
 	if err := l.SetLease(renewed); err != nil {
 		t.Fatal(err)
 	}
-	if got, _ := l.Get("c1"); got != e {
+	if got, _ := l.Get("c1"); !reflect.DeepEqual(got, e) {
 		t.Errorf("the renewal changed %+v to %+v", e, got)
 	}
 	if _, err := l.Detach("c1"); err != nil {
@@ -188,7 +201,7 @@ func TestLedgerTornTailLeavesAGap(t *testing.T) {
 		t.Fatal(err)
 	}
 	l = open(t, dir, c)
-	if got := l.List(); len(got) != 1 || got[0] != e {
+	if got := l.List(); len(got) != 1 || !reflect.DeepEqual(got[0], e) {
 		t.Errorf("endpoints %+v", got)
 	}
 	if next := mustAttach(t, l, "c3"); next.Counter <= e.Counter+1 {
@@ -261,7 +274,7 @@ func TestLedgerBeginsAnew(t *testing.T) {
 	}
 	counter := l.counter
 	l = reopen(t, l, dir, c)
-	if got := l.List(); len(got) != 1 || got[0] != kept {
+	if got := l.List(); len(got) != 1 || !reflect.DeepEqual(got[0], kept) {
 		t.Errorf("endpoints %+v", got)
 	}
 	if l.counter != counter {

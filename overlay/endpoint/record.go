@@ -32,6 +32,11 @@ type Endpoint struct {
 	Network   string            `json:"network,omitempty"` // the runtime's name; for its GC
 	Bandwidth control.Bandwidth `json:"bandwidth,omitzero"`
 	TLS       *control.TLS      `json:"tls,omitempty"`
+
+	// What it may reach outside the overlay, and which ports of the host lead to it.
+	Workload policy.Workload       `json:"workload,omitempty"`
+	Rules    []policy.SecurityRule `json:"rules,omitempty"`
+	Ports    []control.Port        `json:"ports,omitempty"`
 }
 
 // Lease is the cell's lease and when it ends, by two clocks: CLOCK_BOOTTIME
@@ -49,17 +54,24 @@ type Lease struct {
 
 // record is one line. Exactly one pointer or number is set.
 type record struct {
-	Snapshot *snapshot  `json:"snapshot,omitempty"`
-	Lease    *Lease     `json:"lease,omitempty"`
-	Attach   *Endpoint  `json:"attach,omitempty"`
-	App      *appRecord `json:"app,omitempty"`
-	Detach   string     `json:"detach,omitempty"`
-	Sequence uint64     `json:"sequence,omitempty"` // all below may have been used
+	Snapshot *snapshot    `json:"snapshot,omitempty"`
+	Lease    *Lease       `json:"lease,omitempty"`
+	Attach   *Endpoint    `json:"attach,omitempty"`
+	App      *appRecord   `json:"app,omitempty"`
+	Ports    *portsRecord `json:"ports,omitempty"`
+	Detach   string       `json:"detach,omitempty"`
+	Sequence uint64       `json:"sequence,omitempty"` // all below may have been used
 }
 
 type appRecord struct {
 	Container string       `json:"container"`
 	AppID     policy.AppID `json:"app_id"`
+}
+
+// portsRecord is all ports that lead to a container.
+type portsRecord struct {
+	Container string         `json:"container"`
+	Ports     []control.Port `json:"ports"`
 }
 
 // snapshot is everything; it stands first in a journal.
@@ -107,7 +119,7 @@ func decodeRecord(line []byte) (*record, error) {
 		return nil, fmt.Errorf("%w: %w", errLine, err)
 	}
 	kinds := 0
-	for _, is := range []bool{r.Snapshot != nil, r.Lease != nil, r.Attach != nil, r.App != nil, r.Detach != "", r.Sequence != 0} {
+	for _, is := range []bool{r.Snapshot != nil, r.Lease != nil, r.Attach != nil, r.App != nil, r.Ports != nil, r.Detach != "", r.Sequence != 0} {
 		if is {
 			kinds++
 		}

@@ -5,6 +5,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"tulle/overlay/control"
 )
 
 func journalText(t testing.TB, rs ...*record) []byte {
@@ -74,6 +76,7 @@ func FuzzDecodeJournal(f *testing.F) {
 		&record{Lease: &Lease{BootID: "b"}},
 		&record{Attach: &Endpoint{Container: "c1", Counter: 4}},
 		&record{App: &appRecord{Container: "c1", AppID: "a"}},
+		&record{Ports: &portsRecord{Container: "c1", Ports: []control.Port{{HostPort: 80, Port: 80}}}},
 		&record{Detach: "c1"}, &record{Sequence: 1033})
 	f.Add(full)
 	f.Add(full[:len(full)-5])

@@ -118,6 +118,11 @@ func (a *API) post(ctx context.Context, path string, ps ...policy.Policy) error 
 	return a.do(ctx, http.MethodPost, v1(path), body, nil)
 }
 
+// PutGroup stores a security group under its GUID.
+func (a *API) PutGroup(ctx context.Context, g policy.SecurityGroup) error {
+	return a.do(ctx, http.MethodPut, strings.ReplaceAll(api.PathSecurityGroup, "{guid}", g.GUID), api.NewSecurityGroup(g), nil)
+}
+
 // Tags is the tag of each app that is in a policy.
 func (a *API) Tags(ctx context.Context) (map[policy.AppID]policy.Tag, error) {
 	var got api.Tags

@@ -31,6 +31,7 @@ type Cell struct {
 	MTU       int                  // guarded by mu
 	Before    func()               // guarded by mu: called when an attach has come
 	After     func()               // guarded by mu: called when the endpoint is there, before the answer
+	ports     []control.ListedPort // guarded by mu
 	seen      Seen                 // guarded by mu
 	attaching sync.WaitGroup
 }
@@ -183,3 +184,36 @@ func must(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+// AddPort implements control.Handler.
+func (c *Cell) AddPort(_ context.Context, _ control.Peer, r control.PortAdd) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.ports {
+		if p.HostPort == r.HostPort && p.Protocol == r.Protocol {
+			return control.Errorf(control.CodePortTaken, "port %d is forwarded to container %s already", p.HostPort, p.Container)
+		}
+	}
+	c.ports = append(c.ports, control.ListedPort{Port: r.Port, Container: r.Container})
+	return nil
+}
+
+// RemovePort implements control.Handler.
+func (c *Cell) RemovePort(_ context.Context, _ control.Peer, r control.PortRemove) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ports = slices.DeleteFunc(c.ports, func(p control.ListedPort) bool {
+		return p.Container == r.Container && p.HostPort == r.HostPort && p.Protocol == r.Protocol
+	})
+	return nil
+}
+
+// Ports implements control.Handler.
+func (c *Cell) Ports(context.Context) ([]control.ListedPort, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.ports), nil
+}
+
+// NATWho implements control.Handler; nothing ever left this cell.
+func (c *Cell) NATWho(context.Context, control.NATWho) ([]control.NATFound, error) { return nil, nil }

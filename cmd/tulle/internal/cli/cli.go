@@ -74,7 +74,7 @@ func New(env func(string) string, stdin io.Reader, stdout, stderr io.Writer, ext
 	flags.StringVar(&p.output, "output", "text", "text or json")
 
 	root.AddCommand(p.addPolicy(), p.removePolicy(), p.listPolicies(), p.policyCommand(), p.audit(),
-		p.apps(), p.cells(), p.endpoints(), p.status(), p.version(), p.dev())
+		p.apps(), p.cells(), p.endpoints(), p.port(), p.nat(), p.status(), p.version(), p.dev())
 	root.AddCommand(extra...)
 	return root
 }

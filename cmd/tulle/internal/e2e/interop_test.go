@@ -179,12 +179,19 @@ func (in *interop) want(t *testing.T, outcome echo.Outcome, r echo.Request) echo
 // addresses, and returns the device's name in host.
 func vethToHere(t *testing.T, host *nstest.Namespace) string {
 	t.Helper()
+	const there = "under0"
+	joinHere(t, host, there, "under1", underlayKernel, underlayTulle)
+	return there
+}
+
+// joinHere joins host and the test's own namespace by a veth pair.
+func joinHere(t *testing.T, host *nstest.Namespace, there, mine string, theirs, ours netip.Prefix) {
+	t.Helper()
 	here, err := os.Open("/proc/self/ns/net")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer here.Close()
-	const there, mine = "under0", "under1"
 	up := func(name string, ip netip.Prefix) error {
 		link, err := netlink.LinkByName(name)
 		if err != nil {
@@ -197,12 +204,11 @@ func vethToHere(t *testing.T, host *nstest.Namespace) string {
 		err := netlink.LinkAdd(&netlink.Veth{
 			LinkAttrs: netlink.LinkAttrs{Name: there}, PeerName: mine, PeerNamespace: netlink.NsFd(int(here.Fd())),
 		})
-		return errors.Join(err, up(there, underlayKernel))
+		return errors.Join(err, up(there, theirs))
 	})
-	if err := errors.Join(err, up(mine, underlayTulle)); err != nil {
+	if err := errors.Join(err, up(mine, ours)); err != nil {
 		t.Fatalf("underlay: %v", err)
 	}
-	return there
 }
 
 // serve echoes TCP and UDP on a port of a namespace until the test ends.
