@@ -196,7 +196,7 @@ func (e *Egress) find(addr netip.Addr) *container { return (*e.containers.Load()
 // Carry implements datapath.Outside.
 func (e *Egress) Carry(ep *fib.Local, h *packet.Header, v *packet.Virtio, p []byte) bool {
 	c := e.find(ep.Addr)
-	if c == nil || c.incarnation != ep.Incarnation {
+	if c == nil || c.incarnation != ep.Incarnation || h.IPv6 {
 		return false
 	}
 	s := c.stack()
