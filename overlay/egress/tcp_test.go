@@ -209,9 +209,10 @@ func TestDryRunAndCap(t *testing.T) {
 			first = conn
 		}
 	}
-	if v := r.e.Stats().Verdicts; v["rate_limit"] != 2 || v["allowed"] != 3 {
-		t.Errorf("verdicts %v, want 3 allowed of which 2 beyond the rate", v)
-	}
+	until(t, "3 are allowed, of which 2 are beyond the rate", func() bool {
+		v := r.e.Stats().Verdicts
+		return v["rate_limit"] == 2 && v["allowed"] == 3
+	})
 	_, err := c.dial(server.String())
 	refused(t, err)
 	first.SetLinger(0)
