@@ -77,14 +77,6 @@ func TestErrorTexts(t *testing.T) {
 			}
 		})
 	}
-	t.Run("redirect", func(t *testing.T) {
-		for key, v := range map[string]any{"proxy_redirect_cidr": "10.0.0.0/8", "enable_ingress_proxy_redirect": true} {
-			c.configure(map[string]any{key: v})
-			if _, errs, code := c.call("up", "h1", "{}"); code != 1 || !strings.HasPrefix(errs, "cfnetworking: proxy redirect apply: not supported") {
-				t.Errorf("%s: exit status %d, stderr %q", key, code, errs)
-			}
-		}
-	})
 	t.Run("namespace not there", func(t *testing.T) {
 		c.configure(nil)
 		_, errs, code := c.call("up", "h1", `{"Pid": 2147483647}`)

@@ -5,10 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
+
+	"tulle/overlay/netcfg"
 )
 
 // upInput is guardian's. Rules go to the plugins as they came.
@@ -50,9 +53,6 @@ const hostIP = "255.255.255.255"
 // up gives a container its network. What fails is undone: only a crash leaves
 // something, for down.
 func (n networker) up(ctx context.Context, handle string, in upInput) (out *upOutput, err error) {
-	if n.config.RedirectCIDR != "" || n.config.RedirectIngress {
-		return nil, errors.New("proxy redirect apply: not supported: leave proxy_redirect_cidr empty and enable_ingress_proxy_redirect false")
-	}
 	from := fmt.Sprintf("/proc/%d/ns/net", in.Pid)
 	if in.Pid == 0 {
 		from = "/proc/self/fd/3"
@@ -84,10 +84,10 @@ func (n networker) up(ctx context.Context, handle string, in upInput) (out *upOu
 		wants["netOutRules"] = in.NetOut
 	}
 	result, err := n.nets.add(ctx, handle, netns, in.Properties, wants)
-	if err == nil {
-		out, err = n.answer(result, in.NetIn)
-	} else {
+	if err != nil {
 		err = fmt.Errorf("cni up failed: %w", err)
+	} else if out, err = n.answer(result, in.NetIn); err == nil {
+		err = n.redirect(netns)
 	}
 	if err != nil {
 		// A plugin of the chain may have done its part.
@@ -99,6 +99,34 @@ func (n networker) up(ctx context.Context, handle string, in upInput) (out *upOu
 		return nil, err
 	}
 	return out, nil
+}
+
+// redirect leads the container's connections to a transparent proxy in it, as far
+// as the configuration says. It ends with the namespace.
+func (n networker) redirect(netns string) (err error) {
+	if n.config.RedirectCIDR == "" && !n.config.RedirectIngress {
+		return nil
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("proxy redirect apply: %w", err)
+		}
+	}()
+	var to netip.Prefix
+	if n.config.RedirectCIDR != "" {
+		if to, err = netip.ParsePrefix(n.config.RedirectCIDR); err != nil || !to.Addr().Is4() {
+			return fmt.Errorf("proxy_redirect_cidr %q is no IPv4 network", n.config.RedirectCIDR)
+		}
+	}
+	if n.config.ProxyPort < 1 || n.config.ProxyPort > maxPort {
+		return fmt.Errorf("proxy_port %d is no port", n.config.ProxyPort)
+	}
+	ns, err := netcfg.Open(netns)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return netcfg.Redirect(ns, to, n.config.RedirectIngress, uint16(n.config.ProxyPort))
 }
 
 func (n networker) netns(handle string) string { return filepath.Join(n.config.MountDir, handle) }
