@@ -37,6 +37,9 @@ const (
 	CellJoin     Action = "cell.join"
 	CellRenew    Action = "cell.renew"
 	CellRevoke   Action = "cell.revoke"
+	TagGive      Action = "tag.give"  // by request; apps have theirs by their policies (the id)
+	GroupSet     Action = "group.set" // (the security group's GUID)
+	GroupDelete  Action = "group.delete"
 	StoreImport  Action = "store.import" // (the file's kind)
 )
 

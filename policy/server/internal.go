@@ -91,22 +91,43 @@ func NewInternal(ctx context.Context, s store.Store, opt InternalOptions) (*Inte
 	}
 	in := &Internal{store: newSteady(s, h, opt.Refresh, opt.Log), hub: h, legacy: opt.Legacy, issuer: opt.Issuer, writeTimeout: opt.WriteTimeout, log: opt.Log,
 		instances: opt.Instances, trustDomain: opt.TrustDomain, instanceLifetime: opt.Lifetime}
-	in.router = mux.NewRouter()
-	in.router.HandleFunc(api.PathLease, in.ofCell(in.putLease)).Methods(http.MethodPut)
-	in.router.HandleFunc(api.PathLease, in.ofCell(in.deleteLease)).Methods(http.MethodDelete)
-	in.router.HandleFunc(api.PathEndpoints, in.ofCell(in.putEndpoints)).Methods(http.MethodPut)
-	in.router.HandleFunc(api.PathAck, in.ofCell(in.postAck)).Methods(http.MethodPost)
-	in.router.HandleFunc(api.PathCredential, in.ofCell(in.postCredential)).Methods(http.MethodPost)
-	in.router.HandleFunc(api.PathJoin, in.postJoin).Methods(http.MethodPost)
-	in.router.HandleFunc(api.PathCertificates, in.ofCell(in.postCertificate)).Methods(http.MethodPost)
-	in.router.HandleFunc(api.PathTrust, in.ofCell(in.getTrust)).Methods(http.MethodGet)
-	in.router.HandleFunc(api.PathWatch, in.ofCell(in.getWatch)).Methods(http.MethodGet)
-	in.router.HandleFunc(pathInternalPolicies, in.ofReader(in.getPolicies)).Methods(http.MethodGet)
-	in.router.HandleFunc(pathInternalLastUpdated, in.ofReader(in.getLastUpdated)).Methods(http.MethodGet)
-	in.router.HandleFunc(api.PathInternalGroups, in.ofReader(in.getSecurityGroups)).Methods(http.MethodGet)
-	in.router.HandleFunc(api.PathInternalGroupsUpdated, in.ofReader(in.getGroupsUpdated)).Methods(http.MethodGet)
-	in.router.HandleFunc(api.PathInternalTags, in.ofReader(in.putTag)).Methods(http.MethodPut)
+	in.route([]internalRoute{
+		{http.MethodPut, api.PathLease, in.ofCell(in.putLease)},
+		{http.MethodDelete, api.PathLease, in.ofCell(in.deleteLease)},
+		{http.MethodPut, api.PathEndpoints, in.ofCell(in.putEndpoints)},
+		{http.MethodPost, api.PathAck, in.ofCell(in.postAck)},
+		{http.MethodPost, api.PathCredential, in.ofCell(in.postCredential)},
+		{http.MethodPost, api.PathJoin, in.postJoin},
+		{http.MethodPost, api.PathCertificates, in.ofCell(in.postCertificate)},
+		{http.MethodGet, api.PathTrust, in.ofCell(in.getTrust)},
+		{http.MethodGet, api.PathWatch, in.ofCell(in.getWatch)},
+		{http.MethodGet, pathInternalPolicies, in.ofReader(in.getPolicies)},
+		{http.MethodGet, pathInternalLastUpdated, in.ofReader(in.getLastUpdated)},
+		{http.MethodGet, api.PathInternalGroups, in.ofReader(in.getSecurityGroups)},
+		{http.MethodGet, api.PathInternalGroupsUpdated, in.ofReader(in.getGroupsUpdated)},
+		{http.MethodPut, api.PathInternalTags, in.ofReader(in.putTag)},
+	})
 	return in, nil
+}
+
+// internalRoute is one method of one path.
+type internalRoute struct {
+	method, path string
+	handle       http.HandlerFunc
+}
+
+// route makes the router. As at the external API paths match exactly as they
+// come, and a known path names its methods to who tries another.
+func (in *Internal) route(routes []internalRoute) {
+	in.router = mux.NewRouter().SkipClean(true)
+	methods := map[string][]string{}
+	for _, r := range routes {
+		in.router.HandleFunc(r.path, r.handle).Methods(r.method)
+		methods[r.path] = append(methods[r.path], r.method)
+	}
+	for _, r := range routes {
+		in.router.Path(r.path).Handler(notAllowed(methods[r.path]))
+	}
 }
 
 // InternalServer makes the HTTP/2 server of the internal API. The caller gives
@@ -191,7 +212,11 @@ func (in *Internal) ofReader(handle cellHandler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		client, err := in.client(r)
 		if err == nil {
-			err = handle(w, r, client)
+			who := "cell " + client.Name
+			if client.Role != ca.RoleCell {
+				who = string(client.Role) + " " + client.Name
+			}
+			err = handle(w, r.WithContext(store.WithActor(r.Context(), store.Actor{Who: who, From: from(r)})), client)
 		}
 		if err != nil {
 			in.refuse(w, r, client, err)

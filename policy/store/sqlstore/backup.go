@@ -113,12 +113,14 @@ func (d *db) Import(ctx context.Context, b *store.Backup) error {
 		if revision != 0 {
 			return fmt.Errorf("%w: the store is not empty: it is at revision %d", store.ErrConflict, revision)
 		}
-		var groups bool // they raise no revision
-		if err := t.row(&groups, `SELECT EXISTS (SELECT 1 FROM security_groups)`); err != nil {
-			return err
-		}
-		if groups {
-			return fmt.Errorf("%w: the store is not empty: it has security groups", store.ErrConflict)
+		for what, table := range map[string]string{"security groups": "security_groups", "apps": "apps", "revocations": "revocations"} {
+			var some bool // groups and apps raise no revision
+			if err := t.row(&some, `SELECT EXISTS (SELECT 1 FROM `+table+`)`); err != nil {
+				return err
+			}
+			if some {
+				return fmt.Errorf("%w: the store is not empty: it has %s", store.ErrConflict, what)
+			}
 		}
 		ps, err := b.Check(d.options.MaxTag)
 		if err != nil {
@@ -127,6 +129,7 @@ func (d *db) Import(ctx context.Context, b *store.Backup) error {
 		if err := d.checkCells(b); err != nil {
 			return err
 		}
+		t.replaced = true
 		for _, put := range []func() error{
 			func() error { return t.putPolicies(ps, b.Tags) },
 			func() error { return t.putRegistry(b) },
@@ -139,7 +142,6 @@ func (d *db) Import(ctx context.Context, b *store.Backup) error {
 				return err
 			}
 		}
-		t.replaced = true
 		t.audit(api.StoreImport, b.Kind, nil, struct {
 			Epoch    api.Epoch    `json:"epoch"`
 			Revision api.Revision `json:"revision"`
@@ -256,7 +258,18 @@ func (t *tx) putCells(b *store.Backup) error {
 	return nil
 }
 
+// putAudit stores the record of the backup before what this store has recorded
+// itself, such as a join token.
 func (t *tx) putAudit(entries []api.AuditEntry) error {
+	if len(entries) > 0 {
+		// By way of numbers that nobody has: they are unique at any moment.
+		if err := t.exec(`UPDATE audit SET id = -id`); err != nil {
+			return err
+		}
+		if err := t.exec(`UPDATE audit SET id = ? - id`, int64(entries[len(entries)-1].ID)); err != nil {
+			return err
+		}
+	}
 	value := func(text []byte) sql.NullString {
 		return sql.NullString{String: string(text), Valid: len(text) > 0 && string(text) != "null"}
 	}

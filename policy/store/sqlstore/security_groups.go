@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"tulle/policy"
+	"tulle/policy/api"
 	"tulle/policy/store"
 )
 
@@ -120,7 +121,7 @@ func (d *db) DeleteSecurityGroup(ctx context.Context, guid string) error {
 		return noGroup(guid)
 	}
 	_, err := d.write(ctx, "delete security group", func(t *tx) error {
-		deleted, err := t.touch(`DELETE FROM security_groups WHERE guid = ?`, guid)
+		deleted, err := t.deleteGroup(guid)
 		if err == nil && !deleted {
 			err = noGroup(guid)
 		}
@@ -149,7 +150,7 @@ func (d *db) ReplaceSecurityGroups(ctx context.Context, gs []policy.SecurityGrou
 			if keep[guid] {
 				continue
 			}
-			if err := t.exec(`DELETE FROM security_groups WHERE guid = ?`, guid); err != nil {
+			if _, err := t.deleteGroup(guid); err != nil {
 				return err
 			}
 			changed = true
@@ -159,6 +160,17 @@ func (d *db) ReplaceSecurityGroups(ctx context.Context, gs []policy.SecurityGrou
 	return err
 }
 
+// deleteGroup removes a group and says whether there was one.
+func (t *tx) deleteGroup(guid string) (deleted bool, err error) {
+	var old policy.SecurityGroup
+	known, err := found(scanGroup(t.QueryRowContext(t.ctx, `SELECT `+groupColumns+` FROM security_groups WHERE guid = ?`, guid), &old))
+	if err != nil || !known {
+		return false, err
+	}
+	t.audit(api.GroupDelete, guid, api.NewSecurityGroup(old), nil)
+	return t.touch(`DELETE FROM security_groups WHERE guid = ?`, guid)
+}
+
 // putGroup stores g and says whether that changed anything.
 func (t *tx) putGroup(g policy.SecurityGroup) (changed bool, err error) {
 	rules, rulesErr := listJSON(g.Rules)
@@ -166,6 +178,17 @@ func (t *tx) putGroup(g policy.SecurityGroup) (changed bool, err error) {
 	running, runningErr := listJSON(g.RunningSpaces)
 	if err := errors.Join(rulesErr, stagingErr, runningErr); err != nil {
 		return false, err
+	}
+	var before any
+	if !t.replaced {
+		var old policy.SecurityGroup
+		known, err := found(scanGroup(t.QueryRowContext(t.ctx, `SELECT `+groupColumns+` FROM security_groups WHERE guid = ?`, g.GUID), &old))
+		if err != nil {
+			return false, err
+		}
+		if known {
+			before = api.NewSecurityGroup(old)
+		}
 	}
 	// An upsert that is no change touches no row.
 	changed, err = t.touch(`INSERT INTO security_groups (`+groupColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?)
@@ -178,6 +201,9 @@ func (t *tx) putGroup(g policy.SecurityGroup) (changed bool, err error) {
 		g.GUID, g.Name, rules, number(g.StagingDefault), number(g.RunningDefault), staging, running)
 	if err != nil || !changed {
 		return false, err
+	}
+	if !t.replaced {
+		t.audit(api.GroupSet, g.GUID, before, api.NewSecurityGroup(g))
 	}
 	var id int64
 	if err := t.row(&id, `SELECT id FROM security_groups WHERE guid = ?`, g.GUID); err != nil {

@@ -26,7 +26,10 @@ func (d *db) Tag(ctx context.Context, id policy.AppID, kind string) (api.AppTag,
 				return typeConflict(id, api.TypeApp, a.Type)
 			}
 		}
-		a.Tag, err = t.assignTag(a, 1)
+		given := len(t.delta.TagsSet)
+		if a.Tag, err = t.assignTag(a, 1); err == nil && len(t.delta.TagsSet) > given {
+			t.audit(api.TagGive, string(a.App), nil, api.NewTag(a))
+		}
 		return err
 	})
 	if err != nil {

@@ -197,6 +197,18 @@ var backupTests = map[string]func(*testing.T, Open){
 		}
 		g.must(g.DeleteSecurityGroup(t.Context(), "guid-early"))
 		g.must(g.Import(t.Context(), good))
+		// What this store had recorded by itself stands behind what it took over.
+		record := g.export().Audit
+		var last []api.Action
+		for n, e := range record {
+			if e.ID != uint64(n+1) {
+				t.Errorf("entry %d has the id %d", n+1, e.ID)
+			}
+			if n >= len(good.Audit) {
+				last = append(last, e.Action)
+			}
+		}
+		same(t, "the store's own entries", last, []api.Action{api.GroupSet, api.GroupDelete, api.StoreImport})
 	},
 
 	// Four writers and a reader: what is exported is one revision's, whole.

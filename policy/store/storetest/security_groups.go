@@ -169,4 +169,22 @@ var groupTests = map[string]func(*testing.T, Open){
 			t.Errorf("the cells' revision moved to %d", got)
 		}
 	},
+	"each change is in the audit record, the same again is not": func(t *testing.T, open Open) {
+		f := start(t, open)
+		f.put(group("a"), group("a"), group("a", "s1"))
+		f.must(f.ReplaceSecurityGroups(t.Context(), []policy.SecurityGroup{group("a", "s1"), group("b")}))
+		f.must(f.DeleteSecurityGroup(t.Context(), "guid-b"))
+		for range 2 {
+			_, err := f.Tag(t.Context(), "INGRESS_ROUTER", "router")
+			f.must(err)
+		}
+		entries, err := f.Audit(t.Context(), 0, 100)
+		f.must(err)
+		var did []string
+		for _, e := range entries {
+			did = append(did, fmt.Sprintf("%s %s %t %t", e.Action, e.Subject, e.Before != nil, e.After != nil))
+		}
+		same(t, "the record, newest first", did, []string{"tag.give INGRESS_ROUTER false true", "group.delete guid-b true false",
+			"group.set guid-b false true", "group.set guid-a true true", "group.set guid-a false true"})
+	},
 }
