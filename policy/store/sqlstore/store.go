@@ -123,6 +123,7 @@ type db struct {
 	options Options
 	pool    lease.Pool
 	epoch   atomic.Pointer[api.Epoch]
+	group   group
 }
 
 // New makes the store of a database whose schema is up to date. Close closes

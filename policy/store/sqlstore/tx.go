@@ -42,15 +42,15 @@ const attempts = 6
 // when the database gave the first one up without a fault of its own.
 func (d *db) write(ctx context.Context, doing string, f func(*tx) error) (api.Revision, error) {
 	for n := 1; ; n++ {
-		revision, changed, sent, err := d.attempt(ctx, f)
-		if err == nil {
-			if changed {
+		o := d.attemptInTurn(ctx, f)
+		if o.err == nil {
+			if o.changed {
 				d.Pulse.Beat()
 			}
-			return revision, nil
+			return o.revision, nil
 		}
-		if n == attempts || !d.Again(err, sent) || !d.pause(ctx, n) {
-			return 0, d.fail(doing, err)
+		if n == attempts || !d.Again(o.err, o.sent) || !d.pause(ctx, n) {
+			return 0, d.fail(doing, o.err)
 		}
 	}
 }
@@ -79,12 +79,7 @@ func (d *db) attempt(ctx context.Context, f func(*tx) error) (revision api.Revis
 	// back by itself. Neither is worth a word.
 	defer sqlTx.Rollback()
 	t := &tx{Tx: sqlTx, ctx: ctx, db: d, statements: map[string]*sql.Stmt{}}
-	if d.Lock != "" {
-		if _, err := sqlTx.ExecContext(ctx, d.Lock); err != nil {
-			return 0, false, false, err
-		}
-	}
-	if t.now, err = d.now(ctx, t); err != nil {
+	if err := d.begin(t); err != nil {
 		return 0, false, false, err
 	}
 	if err := f(t); err != nil {
@@ -94,6 +89,18 @@ func (d *db) attempt(ctx context.Context, f func(*tx) error) (revision api.Revis
 		return 0, false, false, err
 	}
 	return revision, changed, true, t.Commit()
+}
+
+// begin makes the transaction the only write there is, and tells it the time.
+func (d *db) begin(t *tx) error {
+	if d.Lock != "" {
+		if _, err := t.Tx.ExecContext(t.ctx, d.Lock); err != nil {
+			return err
+		}
+	}
+	var err error
+	t.now, err = d.now(t.ctx, t)
+	return err
 }
 
 // record raises the revision and keeps the delta, if there is any, and writes

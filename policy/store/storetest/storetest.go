@@ -34,7 +34,7 @@ type Open func(t testing.TB, c Config) (s store.Store, reopen func() store.Store
 
 // Run runs the suite.
 func Run(t *testing.T, open Open) {
-	for _, group := range []map[string]func(*testing.T, Open){policyTests, tagTests, idTagTests, leaseTests, peerTests, tunnelTests, silkTests, groupTests, routeTests, endpointTests, historyTests, auditTests, backupTests, credentialTests, appTests} {
+	for _, group := range []map[string]func(*testing.T, Open){policyTests, togetherTests, tagTests, idTagTests, leaseTests, peerTests, tunnelTests, silkTests, groupTests, routeTests, endpointTests, historyTests, auditTests, backupTests, credentialTests, appTests} {
 		for name, test := range group {
 			t.Run(name, func(t *testing.T) { test(t, open) })
 		}
