@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -17,9 +18,16 @@ import (
 	"tulle/policy/store/sqlstore"
 )
 
+// legacyTagRest is twelve polls of the original's agent, which acknowledges
+// nothing: by then it has heard that a tag was released.
+const legacyTagRest = time.Minute
+
 // open opens the database that the configuration names.
 func (c *config) open(ctx context.Context, log *slog.Logger) (store.Store, error) {
 	o := sqlstore.Options{Lease: c.lease(), Audit: c.AuditEntries}
+	if c.Legacy != "" {
+		o.TagRest = legacyTagRest
+	}
 	if postgres.IsURL(c.Database) {
 		return postgres.Open(ctx, c.Database, postgres.Options{Options: o, Connections: c.DatabaseConnections, Log: log})
 	}

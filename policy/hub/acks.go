@@ -93,6 +93,32 @@ func (h *Hub) Lag() api.Revision {
 	return lag
 }
 
+// Acknowledged is the revision up to which every change is known to be in force
+// everywhere: on every cell that has a lease, and so may still send and judge by
+// what it has, and on every server that a cell may come to next. A cell that is
+// silent holds it until its lease ends; one that was not heard of since the start
+// of this hub, too.
+func (h *Hub) Acknowledged() api.Revision {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	lowest := h.x.revision
+	for _, o := range h.others {
+		lowest = min(lowest, o.revision)
+	}
+	for name, p := range h.x.peers {
+		if p.Kind != api.KindTulle {
+			continue // what polls acknowledges nothing
+		}
+		c := h.cells[name]
+		if c == nil {
+			return 0
+		}
+		rev, _ := h.reachedLocked(c)
+		lowest = min(lowest, rev)
+	}
+	return lowest
+}
+
 // reachedLocked is the revision in force on the cell, by what this server and
 // the others know. An acknowledgement is a fact wherever it came in, so the
 // newest counts.

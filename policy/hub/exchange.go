@@ -30,9 +30,18 @@ const (
 
 // notice is what a server says of the cells that are connected to it.
 type notice struct {
-	From  string              `json:"from"` // the hub, until it ends
-	Epoch api.Epoch           `json:"epoch"`
-	Cells map[string]progress `json:"cells,omitempty"`
+	From  string    `json:"from"` // the hub, until it ends
+	Epoch api.Epoch `json:"epoch"`
+	// Revision is what the hub has come to, and so what it tells a cell at least
+	// that comes to it from now on.
+	Revision api.Revision        `json:"rev,omitempty"`
+	Cells    map[string]progress `json:"cells,omitempty"`
+}
+
+// other is another server, as it was heard last.
+type other struct {
+	heard    time.Time
+	revision api.Revision // 0: of another epoch
 }
 
 // progress is how far one cell is.
@@ -116,8 +125,8 @@ func (h *Hub) notices(full bool) []string {
 	full = full || h.tellAll
 	h.tellAll = false
 	now := h.opt.Now()
-	for from, heard := range h.others {
-		if now.Sub(heard) > forgotten {
+	for from, o := range h.others {
+		if now.Sub(o.heard) > forgotten {
 			delete(h.others, from)
 		}
 	}
@@ -140,13 +149,13 @@ func (h *Hub) notices(full bool) []string {
 	if len(cells) == 0 && !full {
 		return nil
 	}
-	return encodeNotices(notice{From: h.name, Epoch: h.x.epoch, Cells: cells})
+	return encodeNotices(notice{From: h.name, Epoch: h.x.epoch, Revision: h.x.revision, Cells: cells})
 }
 
 // encodeNotices writes n in parts that are short enough.
 func encodeNotices(n notice) []string {
 	var out []string
-	part := notice{From: n.From, Epoch: n.Epoch, Cells: make(map[string]progress)}
+	part := notice{From: n.From, Epoch: n.Epoch, Revision: n.Revision, Cells: make(map[string]progress)}
 	// Marshalling strings, numbers and maps of them cannot fail.
 	size := func(v any) int { b, _ := json.Marshal(v); return len(b) }
 	empty := size(part) + len(`,"cells":{}`)
@@ -200,10 +209,11 @@ func (h *Hub) hear(text string) error {
 	if _, known := h.others[n.From]; !known {
 		h.speakLocked(true)
 	}
-	h.others[n.From] = now
 	if n.Epoch != h.x.epoch {
+		h.others[n.From] = other{heard: now}
 		return nil // one of us has yet to see the restore
 	}
+	h.others[n.From] = other{heard: now, revision: n.Revision}
 	for name, p := range n.Cells {
 		c := h.cellLocked(name)
 		if seen := now.Add(-time.Duration(p.Quiet) * time.Millisecond); seen.After(c.seen) {

@@ -100,7 +100,7 @@ type Hub struct {
 	held     map[*Watcher]struct{}     // of cells that are ahead of this hub
 	news     map[string]struct{}       // cells that others are to be told of
 	tellAll  bool                      // of all cells here
-	others   map[string]time.Time      // hubs of other servers, and when they were heard
+	others   map[string]other          // hubs of other servers
 	receipts map[*receipt]struct{}     // being waited for
 	lost     []string                  // cells judged lost, sorted
 	verdict  uint64                    // grows when lost changes; 0: nobody was judged yet
@@ -137,7 +137,7 @@ func New(ctx context.Context, source Source, opt Options) (*Hub, error) {
 		x: NewIndex(state), base: state.Revision,
 		cells: make(map[string]*cell), moved: make(map[string]struct{}),
 		blurred: make(map[*Watcher]struct{}), asked: make(map[*Watcher]api.Revision),
-		held: make(map[*Watcher]struct{}), news: make(map[string]struct{}), others: make(map[string]time.Time),
+		held: make(map[*Watcher]struct{}), news: make(map[string]struct{}), others: make(map[string]other),
 		receipts: make(map[*receipt]struct{}),
 	}, nil
 }

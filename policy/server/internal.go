@@ -89,6 +89,7 @@ func NewInternal(ctx context.Context, s store.Store, opt InternalOptions) (*Inte
 	if err != nil {
 		return nil, err
 	}
+	s.RestTags(h.Acknowledged)
 	in := &Internal{store: newSteady(s, h, opt.Refresh, opt.Log), hub: h, legacy: opt.Legacy, issuer: opt.Issuer, writeTimeout: opt.WriteTimeout, log: opt.Log,
 		instances: opt.Instances, trustDomain: opt.TrustDomain, instanceLifetime: opt.Lifetime}
 	in.route([]internalRoute{

@@ -2,10 +2,12 @@ package server
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 
 	"tulle/policy/api"
 	"tulle/policy/ca"
+	"tulle/policy/store"
 )
 
 // maxTagBody is the largest body of a request for a tag, in bytes.
@@ -28,6 +30,9 @@ func (in *Internal) putTag(w http.ResponseWriter, r *http.Request, client ca.Pee
 		return &httpStatus{code: http.StatusBadRequest, text: "failed parsing request body", cause: err}
 	}
 	tag, err := in.store.Tag(r.Context(), req.ID, req.Type)
+	if errors.Is(err, store.ErrTagsExhausted) {
+		return &httpStatus{code: http.StatusInternalServerError, text: "database create failed: " + exhaustedText(err)}
+	}
 	if err != nil {
 		return &httpStatus{code: http.StatusInternalServerError, text: "database create failed", cause: err}
 	}

@@ -117,6 +117,7 @@ func (m *memory) refresh(ctx context.Context, s *steadyStore) (err error) {
 		return err
 	}
 	m.policiesUpdated(revision, at)
+	s.countTags(k.stats)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.known = &k
@@ -169,4 +170,22 @@ func (m *memory) securityGroups(f store.GroupFilter) ([]policy.SecurityGroup, bo
 		}
 	}
 	return selected, true
+}
+
+// Tags are told to run out when so much of them is taken, and again only after
+// there was some room in between.
+const tagsWarn, tagsCalm = 0.80, 0.75
+
+// countTags warns while there is time to do something about it.
+func (s *steadyStore) countTags(stats store.Stats) {
+	taken := float64(stats.Tags+stats.Resting) / float64(stats.TagLimit)
+	s.mu.Lock()
+	told := s.tagsTold
+	s.tagsTold = taken >= tagsWarn || told && taken >= tagsCalm
+	tell := s.tagsTold && !told
+	s.mu.Unlock()
+	if tell {
+		s.log.Warn("tags run out: delete policies of apps that are gone, or revoke cells that are lost",
+			"in_use", stats.Tags, "resting", stats.Resting, "limit", stats.TagLimit)
+	}
 }

@@ -34,10 +34,11 @@ type steadyStore struct {
 
 	suspect chan struct{} // capacity 1: somebody met an error, look at once
 
-	mu     sync.Mutex      // guards what follows
-	up     context.Context // ends when the database goes away; nil: it is away
-	end    context.CancelFunc
-	warned time.Time
+	mu       sync.Mutex      // guards what follows
+	up       context.Context // ends when the database goes away; nil: it is away
+	end      context.CancelFunc
+	warned   time.Time
+	tagsTold bool
 }
 
 func newSteady(s store.Store, h *hub.Hub, refresh time.Duration, log *slog.Logger) *steadyStore {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"strings"
@@ -39,6 +40,9 @@ func (s *Server) storePolicies(r *http.Request, v api.Version) ([]policy.Policy,
 		}
 	}
 	revision, err := s.store.AddPolicies(r.Context(), ps)
+	if errors.Is(err, store.ErrTagsExhausted) {
+		return nil, 0, refuse(http.StatusInternalServerError, "database create failed: "+exhaustedText(err), err)
+	}
 	if err != nil {
 		return nil, 0, refuse(http.StatusInternalServerError, "database create failed", err)
 	}
@@ -165,4 +169,10 @@ func writeMarshalled(w http.ResponseWriter, v any) error {
 		return refuse(http.StatusInternalServerError, "marshaling response failed", err)
 	}
 	return write(w, body)
+}
+
+// exhaustedText is what the client reads of store.ErrTagsExhausted.
+func exhaustedText(err error) string {
+	text := err.Error()
+	return text[strings.Index(text, store.ErrTagsExhausted.Error()):]
 }

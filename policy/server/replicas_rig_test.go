@@ -138,7 +138,17 @@ type siteCell struct {
 	peers    int
 	snapped  int // snapshots taken in
 	revision api.Revision
-	back     string // what was wrong about the order of events
+	back     string        // what was wrong about the order of events
+	stalled  chan struct{} // events are taken in once it is closed; nil: at once
+}
+
+// stall has the cell take in nothing until release is called.
+func (c *siteCell) stall() (release func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	wait := make(chan struct{})
+	c.stalled = wait
+	return sync.OnceFunc(func() { close(wait) })
 }
 
 // cell makes one that reaches the servers at address.
@@ -191,8 +201,17 @@ func (s *site) cellWith(t *testing.T, dir, address string, number int, app polic
 	return c
 }
 
-func (c *siteCell) handle(_ context.Context, e api.Event) error {
+func (c *siteCell) handle(ctx context.Context, e api.Event) error {
 	c.mu.Lock()
+	if wait := c.stalled; wait != nil {
+		c.mu.Unlock()
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		c.mu.Lock()
+	}
 	defer c.mu.Unlock()
 	var revision api.Revision
 	switch {

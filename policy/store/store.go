@@ -22,8 +22,9 @@ import (
 var (
 	// ErrCompacted: the changes asked for are no longer kept; take a State.
 	ErrCompacted = errors.New("history is compacted")
-	// ErrTagsExhausted: all tags of the wire format are in use or resting.
-	ErrTagsExhausted = errors.New("no tag is free: 65535 is the limit of the VXLAN group policy id")
+	// ErrTagsExhausted: all tags of the wire format are in use or resting; the
+	// text says how many.
+	ErrTagsExhausted = errors.New("no tag is free")
 	// ErrNoLease: the pool of subnets is empty.
 	ErrNoLease = errors.New("no lease available")
 	// ErrConflict: the write contradicts what is stored; the text says what.
@@ -65,6 +66,10 @@ type Store interface {
 	RemovePolicies(ctx context.Context, ps []policy.Policy) (api.Revision, error)
 	Policies(ctx context.Context, f Filter) ([]policy.Policy, error)
 	Tags(ctx context.Context) ([]api.AppTag, error)
+	// RestTags tells the store how to find out up to which revision every cell has
+	// each change in force. A tag that was released is given to nobody before its
+	// release is; until RestTags is called, to nobody at all.
+	RestTags(acknowledged func() api.Revision)
 	// Tag is the tag of an id of the given type ("" is an application's), which
 	// gets one unless it has it. ErrConflict when the id is of another type,
 	// ErrTagsExhausted.
@@ -165,6 +170,7 @@ type Stats struct {
 	Revision  api.Revision
 	Policies  int
 	Tags      int // apps with a tag
+	Resting   int // tags that were released and may not be given yet
 	TagLimit  int // tags there are
 	Leases    int // held by cells and silk peers, in subnets of the pool
 	LeasePool int // subnets of the pool

@@ -122,6 +122,7 @@ var (
 	descRevision  = describe("tulle_policy_revision", "Revision of the store: changes committed in this epoch.")
 	descPolicies  = describe("tulle_policies", "Policies stored.")
 	descTags      = describe("tulle_policy_tags", "Apps that have a tag: those in a policy.")
+	descResting   = describe("tulle_policy_tags_resting", "Tags that were released and may not be given again before every cell knows.")
 	descTagLimit  = describe("tulle_policy_tags_limit", "Apps that can have a tag at one time.")
 	descSubnets   = describe("tulle_lease_subnets", "Subnets of the overlay network, by state: used or free.", "state")
 	descEndpoints = describe("tulle_policy_endpoints", "Containers registered by their cells.")
@@ -131,7 +132,7 @@ var (
 )
 
 func (c *stateCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descUp, descInfo, descRevision, descPolicies, descTags, descTagLimit,
+	for _, d := range []*prometheus.Desc{descUp, descInfo, descRevision, descPolicies, descTags, descResting, descTagLimit,
 		descSubnets, descEndpoints, descApps, descWatchers, descLag} {
 		ch <- d
 	}
@@ -156,6 +157,7 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descRevision, float64(s.Revision))
 	gauge(descPolicies, float64(s.Policies))
 	gauge(descTags, float64(s.Tags))
+	gauge(descResting, float64(s.Resting))
 	gauge(descTagLimit, float64(s.TagLimit))
 	gauge(descSubnets, float64(s.Leases), "used")
 	gauge(descSubnets, float64(s.LeasePool-s.Leases), "free")

@@ -131,7 +131,7 @@ func (d *db) Import(ctx context.Context, b *store.Backup) error {
 		}
 		t.replaced = true
 		for _, put := range []func() error{
-			func() error { return t.putPolicies(ps, b.Tags) },
+			func() error { return t.putPolicies(ps, b.Tags, b.Revision) },
 			func() error { return t.putRegistry(b) },
 			func() error { return t.putCells(b) },
 			func() error { return t.putAudit(b.Audit) },
@@ -179,7 +179,9 @@ func (d *db) checkCells(b *store.Backup) error {
 	return nil
 }
 
-func (t *tx) putPolicies(ps []policy.Policy, tags []store.BackupTag) error {
+// putPolicies stores policies and tags. A cell may know a tag that is free here
+// from the history that the backup cut off, so those rest, too.
+func (t *tx) putPolicies(ps []policy.Policy, tags []store.BackupTag, at api.Revision) error {
 	for _, p := range ps {
 		if err := t.exec(`INSERT INTO policies (source, destination, protocol, start_port, end_port)
 			VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`, p.Source, p.Destination, p.Protocol, p.Ports.Start, p.Ports.End); err != nil {
@@ -191,8 +193,8 @@ func (t *tx) putPolicies(ps []policy.Policy, tags []store.BackupTag) error {
 		if !tag.FreeAt.IsZero() {
 			free = tag.FreeAt.UnixMicro()
 		}
-		if err := t.exec(`INSERT INTO tags (tag, app, type, free_at) VALUES (?, ?, ?, ?)`,
-			tag.Tag, orNull(string(tag.App)), tagType(tag.Type), free); err != nil {
+		if err := t.exec(`INSERT INTO tags (tag, app, type, free_at, released) VALUES (?, ?, ?, ?, ?)`,
+			tag.Tag, orNull(string(tag.App)), tagType(tag.Type), free, int64(at)); err != nil {
 			return err
 		}
 	}

@@ -86,7 +86,8 @@ func (t *tx) assignTag(a api.AppTag, need int) (policy.Tag, error) {
 	}
 	if t.next == 0 {
 		t.free, err = list(t.ctx, t, func(r *sql.Rows, tag *policy.Tag) error { return r.Scan(tag) },
-			`SELECT tag FROM tags WHERE app IS NULL AND free_at <= ? ORDER BY tag LIMIT ?`, t.now.UnixMicro(), 2*need)
+			`SELECT tag FROM tags WHERE app IS NULL AND free_at <= ? AND released <= ? ORDER BY tag LIMIT ?`,
+			t.now.UnixMicro(), t.db.rested(), 2*need)
 		if err != nil {
 			return 0, err
 		}
@@ -101,7 +102,7 @@ func (t *tx) assignTag(a api.AppTag, need int) (policy.Tag, error) {
 		tag = t.next
 		t.next++
 	default:
-		return 0, store.ErrTagsExhausted
+		return 0, t.exhausted()
 	}
 	a.Tag = tag
 	t.delta.TagsSet = append(t.delta.TagsSet, a)
@@ -110,7 +111,8 @@ func (t *tx) assignTag(a api.AppTag, need int) (policy.Tag, error) {
 }
 
 // releaseTag takes the app's tag when no policy names the app any more. The tag
-// rests before another app can have it.
+// rests before another app can have it: until the revision of this change is in
+// force everywhere, and at least for TagRest.
 func (t *tx) releaseTag(app policy.AppID) error {
 	var used bool
 	if err := t.row(&used, `SELECT EXISTS (SELECT 1 FROM policies WHERE source = ?1)
@@ -118,7 +120,7 @@ func (t *tx) releaseTag(app policy.AppID) error {
 		return err
 	}
 	t.delta.TagsRemoved = append(t.delta.TagsRemoved, app)
-	return t.exec(`UPDATE tags SET app = NULL, free_at = ? WHERE app = ?`,
+	return t.exec(`UPDATE tags SET app = NULL, free_at = ?, released = (SELECT revision + 1 FROM meta) WHERE app = ?`,
 		t.now.Add(t.db.options.TagRest).UnixMicro(), app)
 }
 
@@ -209,6 +211,10 @@ func (d *db) Stats(ctx context.Context) (store.Stats, error) {
 		}
 		now, err := d.now(ctx, t)
 		if err != nil {
+			return err
+		}
+		if err := t.QueryRowContext(ctx, `SELECT count(*) FROM tags WHERE app IS NULL AND (free_at > ? OR released > ?)`,
+			now.UnixMicro(), d.rested()).Scan(&s.Resting); err != nil {
 			return err
 		}
 		taken, _, err := subnets(ctx, t, "", now)

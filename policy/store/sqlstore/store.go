@@ -31,8 +31,8 @@ type Options struct {
 	Lease store.LeaseConfig
 	// History is how many changes are kept for watchers that reconnect; 10,000.
 	History int
-	// TagRest is how long a released tag is given to nobody; 60 s. Cells that
-	// have not heard of the release yet must not take the tag for another app.
+	// TagRest is how long a released tag is given to nobody, whoever has
+	// acknowledged its release: for agents that poll and acknowledge nothing.
 	TagRest time.Duration
 	// MaxTag is the last tag that is given; policy.MaxTag, which the wire bears.
 	MaxTag policy.Tag
@@ -47,7 +47,6 @@ type Options struct {
 
 const (
 	defaultHistory = 10_000
-	defaultTagRest = time.Minute
 	defaultAudit   = 100_000
 )
 
@@ -55,9 +54,6 @@ const (
 func (o *Options) complete() (lease.Pool, error) {
 	if o.History <= 0 {
 		o.History = defaultHistory
-	}
-	if o.TagRest <= 0 {
-		o.TagRest = defaultTagRest
 	}
 	if o.MaxTag == policy.NoTag {
 		o.MaxTag = policy.MaxTag
@@ -124,6 +120,8 @@ type db struct {
 	pool    lease.Pool
 	epoch   atomic.Pointer[api.Epoch]
 	group   group
+
+	acknowledged atomic.Pointer[func() api.Revision] // see store.RestTags
 }
 
 // New makes the store of a database whose schema is up to date. Close closes

@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"context"
 	"fmt"
+	"math"
 
 	"tulle/policy"
 	"tulle/policy/api"
@@ -66,4 +67,27 @@ func tagType(kind string) string {
 		return api.TypeApp
 	}
 	return kind
+}
+
+func (d *db) RestTags(acknowledged func() api.Revision) { d.acknowledged.Store(&acknowledged) }
+
+// rested is the last revision whose releases are in force everywhere; -1 while
+// nobody can tell.
+func (d *db) rested() int64 {
+	f := d.acknowledged.Load()
+	if f == nil {
+		return -1
+	}
+	return int64(min((*f)(), math.MaxInt64))
+}
+
+// exhausted names the limit, and what stands in the way.
+func (t *tx) exhausted() error {
+	var used, resting int
+	if err := t.QueryRowContext(t.ctx, `SELECT (SELECT count(*) FROM tags WHERE app IS NOT NULL), (SELECT count(*) FROM tags WHERE app IS NULL)`).
+		Scan(&used, &resting); err != nil {
+		return err
+	}
+	return fmt.Errorf("%w: of the %d that a VXLAN group policy id can be, %d are in use and %d rest until every cell knows of their release",
+		store.ErrTagsExhausted, t.db.options.MaxTag, used, resting)
 }

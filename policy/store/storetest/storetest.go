@@ -4,8 +4,10 @@
 package storetest
 
 import (
+	"math"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -77,6 +79,8 @@ type fixture struct {
 	t      *testing.T
 	clock  *Clock
 	reopen func()
+
+	acknowledged atomic.Int64 // the revision that every cell has in force; all of them unless a test says otherwise
 }
 
 func start(t *testing.T, open Open, change ...func(*Config)) *fixture {
@@ -88,7 +92,13 @@ func start(t *testing.T, open Open, change ...func(*Config)) *fixture {
 	}
 	s, again := open(t, c)
 	f := &fixture{Store: s, t: t, clock: clock}
-	f.reopen = func() { f.Store = again() }
+	f.acknowledged.Store(math.MaxInt64)
+	ask := func() api.Revision { return api.Revision(f.acknowledged.Load()) }
+	s.RestTags(ask)
+	f.reopen = func() {
+		f.Store = again()
+		f.RestTags(ask)
+	}
 	return f
 }
 
