@@ -75,6 +75,7 @@ func New(env func(string) string, stdin io.Reader, stdout, stderr io.Writer, ext
 
 	root.AddCommand(p.addPolicy(), p.removePolicy(), p.listPolicies(), p.policyCommand(), p.audit(),
 		p.apps(), p.cells(), p.endpoints(), p.port(), p.nat(), p.status(), p.version(), p.dev())
+	root.AddCommand(p.mapRoute(), p.unmapRoute(), p.routes(), p.domains(), p.createDomain(), p.deleteDomain())
 	root.AddCommand(extra...)
 	return root
 }
