@@ -28,6 +28,7 @@ var layers = [][]string{
 	{"policy/auth/uaa/uaatest"},
 	{"policy/cc/cctest"},
 	{"overlay/shape", "overlay/tun/tuntest", "overlay/udp/udptest", "overlay/netcfg/nstest", "overlay/netstack", "policy/store", "policy/store/pgrun", "policy/client", "overlay/control"},
+	{"policy/route"},
 	{"policy/store/sqlstore", "policy/store/cfdump", "policy/store/pgtest"},
 	{"policy/store/sqlite", "policy/store/postgres", "policy/store/storetest", "policy/hub", "policy/asgsync", "overlay/datapath", "overlay/endpoint", "overlay/holder", "overlay/wireguard", "cni/attach", "overlay/contain", "tlsproxy/cell", "cmd/internal/promtest"},
 	{"overlay/tap"},

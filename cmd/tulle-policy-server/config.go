@@ -16,6 +16,7 @@ import (
 	"tulle/policy/ca"
 	"tulle/policy/cc"
 	"tulle/policy/lease"
+	"tulle/policy/route"
 	"tulle/policy/server"
 	"tulle/policy/store"
 	"tulle/policy/store/postgres"
@@ -46,6 +47,19 @@ type config struct {
 	MaxPolicies         int           `yaml:"max_policies"`         // for each source app, of those who are not admin
 	AllowedCORSDomains  []string      `yaml:"allowed_cors_domains"` // origins; "*": every one
 	LogLevel            slog.Level    `yaml:"log_level"`            // debug, info, warn, error
+
+	// Names by the original's ways.
+	Discovery     string   `yaml:"discovery"`                      // host:port of the service-discovery-controller's API, mutual TLS; "": off
+	DiscoveryCA   string   `yaml:"discovery_ca"`                   // file, PEM: the root of its clients; "": the legacy root
+	NATS          []string `yaml:"nats"`                           // nats://host:port; none: no route emitter is heard
+	NATSUser      string   `yaml:"nats_user"`                      // "": none
+	NATSPassword  string   `yaml:"nats_password_file"`             // its password
+	NATSCA        string   `yaml:"nats_ca"`                        // file, PEM; "": no TLS
+	NATSCert      string   `yaml:"nats_cert"`                      // file, PEM; "": no client certificate
+	NATSKey       string   `yaml:"nats_key"`                       // file, PEM
+	NATSIndex     string   `yaml:"nats_index"`                     // this server's number among its like
+	Staleness     int      `yaml:"staleness_threshold_seconds"`    // a registration not repeated for longer goes
+	EmitterRepeat int      `yaml:"route_emitter_interval_seconds"` // how often emitters repeat theirs
 
 	// In a Cloud Foundry; the keys are named as the original's.
 	UAAURL                string        `yaml:"uaa_url"`                             // https://host; "": the tokens file says who is who
@@ -85,6 +99,7 @@ func defaults() *config {
 		TrustDomain: ca.DefaultTrustDomain, AuditEntries: 100_000, MaxPolicies: server.DefaultMaxPolicies, LogLevel: slog.LevelInfo,
 		UAAClient: "network-policy", UAATimeout: uaa.DefaultTimeout, UAAVerification: verifyByUAA,
 		ASGPollInterval: int(asgsync.DefaultInterval / time.Second), RetryDeadline: int(asgsync.DefaultRetryDeadline / time.Second),
+		NATSIndex: "0", Staleness: int(route.DefaultStale / time.Second), EmitterRepeat: int(route.DefaultInterval / time.Second),
 		CCTimeout: cc.DefaultTimeout, PolicyCleanupInterval: int(server.DefaultCleanupEvery / time.Minute),
 	}
 }
@@ -113,7 +128,8 @@ func loadConfig(path string) (*config, error) {
 		paths = append(paths, &c.ExternalTLS.Cert, &c.ExternalTLS.Key)
 	}
 	for _, p := range []*string{&c.UAACA, &c.UAASecretFile, &c.CCCACert,
-		&c.CCInternalCACert, &c.CCInternalClientCert, &c.CCInternalClientKey} {
+		&c.CCInternalCACert, &c.CCInternalClientCert, &c.CCInternalClientKey,
+		&c.DiscoveryCA, &c.NATSPassword, &c.NATSCA, &c.NATSCert, &c.NATSKey} {
 		if *p != "" {
 			paths = append(paths, p)
 		}
@@ -129,8 +145,8 @@ func loadConfig(path string) (*config, error) {
 // Validate names what is wrong, all of it.
 func (c *config) Validate() error {
 	var errs []error
-	for key, address := range map[string]string{"external": c.External, "internal": c.Internal, "legacy": c.Legacy, "metrics": c.Metrics} {
-		if (key == "legacy" || key == "metrics") && address == "" {
+	for key, address := range map[string]string{"external": c.External, "internal": c.Internal, "legacy": c.Legacy, "metrics": c.Metrics, "discovery": c.Discovery} {
+		if address == "" && (key == "legacy" || key == "metrics" || key == "discovery") {
 			continue
 		}
 		if _, _, err := net.SplitHostPort(address); err != nil {
@@ -168,7 +184,7 @@ func (c *config) Validate() error {
 	if c.ExternalTLS != nil && (c.ExternalTLS.Cert == "" || c.ExternalTLS.Key == "") {
 		errs = append(errs, conf.Bad("external_tls", "needs cert and key"))
 	}
-	return errors.Join(slices.Concat(errs, c.validateFoundation(), c.validateASGs())...)
+	return errors.Join(slices.Concat(errs, c.validateFoundation(), c.validateASGs(), c.validateDiscovery())...)
 }
 
 func (c *config) lease() store.LeaseConfig {

@@ -62,6 +62,10 @@ func serve(ctx context.Context, p *place, stdout, stderr io.Writer) (err error) 
 		internal, leases = ca.InternalTLS(roots.Cells, legacy, certificate), ca.LegacyTLS(legacy, certificate)
 	}
 	internal = ca.WithJoin(internal, roots.Server)
+	discovery, err := c.discovery(legacy, certificate)
+	if err != nil {
+		return err
+	}
 	// From here on the machine is touched.
 	release, err := c.claimState()
 	if err != nil {
@@ -77,6 +81,13 @@ func serve(ctx context.Context, p *place, stdout, stderr io.Writer) (err error) 
 	if err != nil {
 		return err
 	}
+	if discovery.Listener, err = c.hear(s, log); err != nil {
+		return err
+	}
+	meter := metrics.New()
+	if discovery.Listener != nil {
+		meter.Hear(discovery.Listener)
+	}
 	srv, err := server.New(ctx, server.Options{
 		Store: s, Auth: who, Directory: directory,
 		SelfService: c.SelfService, CleanupEvery: time.Duration(c.PolicyCleanupInterval) * time.Minute,
@@ -84,7 +95,7 @@ func serve(ctx context.Context, p *place, stdout, stderr io.Writer) (err error) 
 		InternalAddress: c.Internal, InternalTLS: internal,
 		InternalOptions: server.InternalOptions{Legacy: legacy, Issuer: roots.Cells, Instances: roots.Instances, TrustDomain: c.TrustDomain},
 		LegacyAddress:   c.Legacy, LegacyTLS: leases,
-		Meter: metrics.New(), MetricsAddress: c.Metrics,
+		Meter: meter, MetricsAddress: c.Metrics, Discovery: discovery,
 		AdminSocket: c.adminSocket(),
 		MaxPolicies: c.MaxPolicies, AllowedCORSDomains: c.AllowedCORSDomains,
 		Log: log,

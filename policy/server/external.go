@@ -13,8 +13,8 @@ import (
 	"tulle/policy/auth"
 )
 
-// route is one method of one path; name is its handler's in the metrics.
-type route struct {
+// operation is one method of one path; name is its handler's in the metrics.
+type operation struct {
 	method, path, name string
 	handle             handler
 }
@@ -30,7 +30,7 @@ func (s *Server) external() http.Handler {
 	if s.options.Directory != nil {
 		cells = admin // hosts are no business of a space's developers
 	}
-	routes := []route{
+	routes := []operation{
 		{http.MethodGet, "/", "uptime", s.uptime},
 		{http.MethodGet, "/networking", "uptime", s.uptime},
 		{http.MethodGet, "/health", "health", s.health},
@@ -71,7 +71,7 @@ func (s *Server) external() http.Handler {
 	}
 	for _, path := range paths {
 		methods[path] = append(methods[path], http.MethodOptions)
-		routes = append(routes, route{http.MethodOptions, path, "options", preflight(methods[path])})
+		routes = append(routes, operation{http.MethodOptions, path, "options", preflight(methods[path])})
 	}
 
 	// Paths match exactly as they come; the original cleans and redirects none.

@@ -13,6 +13,7 @@ import (
 	"tulle/policy/api"
 	"tulle/policy/ca"
 	"tulle/policy/hub"
+	"tulle/policy/route"
 	"tulle/policy/store"
 )
 
@@ -159,6 +160,9 @@ func (in *Internal) Run(ctx context.Context) error {
 
 // Hub is the watch hub, for its counters.
 func (in *Internal) Hub() *hub.Hub { return in.hub }
+
+// Directory is the hub, which knows what names stand for.
+func (in *Internal) Directory() route.Directory { return in.hub }
 
 // Cell is what is known of one cell.
 func (in *Internal) Cell(name string) CellStatus {

@@ -32,6 +32,7 @@ type Options struct {
 	InternalOptions InternalOptions // Log is the server's
 	LegacyAddress   string          // of the lease API of silk cells; "": not served
 	LegacyTLS       *tls.Config     // needed with LegacyAddress
+	Discovery       Discovery       // names by the original's ways
 	Meter           Meter           // nil: nobody counts
 	MetricsAddress  string          // "": not served
 	AdminSocket     string          // path; "": none
@@ -70,6 +71,7 @@ type Addresses struct {
 	External string `json:"external"`
 	Internal string `json:"internal"`
 	Legacy   string `json:"legacy,omitempty"`
+	Lookup   string `json:"discovery,omitempty"` // the service-discovery-controller's API
 	Metrics  string `json:"metrics,omitempty"`
 	Admin    string `json:"admin,omitempty"` // path of the admin socket
 }
@@ -149,6 +151,15 @@ func (s *Server) listen(ctx context.Context) error {
 			return err
 		}
 	}
+	if s.options.Discovery.Address != "" {
+		lookup, err := s.lookup(ctx)
+		if err != nil {
+			return fmt.Errorf("discovery: %w", err)
+		}
+		if err := tcp("discovery", s.options.Discovery.Address, s.httpServer(lookup, s.options.Discovery.TLS)); err != nil {
+			return err
+		}
+	}
 	if s.options.Meter != nil && s.options.MetricsAddress != "" {
 		mux := http.NewServeMux()
 		mux.Handle("GET /metrics", s.options.Meter.Handler())
@@ -197,6 +208,8 @@ func (s *Server) Addresses() Addresses {
 			a.Internal = address
 		case "legacy":
 			a.Legacy = address
+		case "discovery":
+			a.Lookup = address
 		case "metrics":
 			a.Metrics = address
 		case "admin":
@@ -226,6 +239,9 @@ func (s *Server) Run(ctx context.Context) error {
 	parts := []func() error{
 		func() error { return s.internal.Run(ctx) },
 		func() error { return s.expire(ctx) },
+	}
+	if s.options.Discovery.Listener != nil {
+		parts = append(parts, func() error { return s.options.Discovery.Listener.Run(ctx) })
 	}
 	if s.options.Directory != nil {
 		parts = append(parts, func() error { return s.cleanRegularly(ctx) })

@@ -7,6 +7,7 @@ import (
 
 	"tulle/policy/api"
 	"tulle/policy/hub"
+	"tulle/policy/route"
 )
 
 // Tracker knows what the cells on the other end of the internal API do. It is
@@ -40,4 +41,6 @@ type InternalAPI interface {
 	// Enforced waits for the cells that the question is about; see hub.Enforced.
 	Enforced(ctx context.Context, q hub.Question, wait time.Duration) (hub.Receipt, error)
 	Run(ctx context.Context) error
+	// Directory is what is known of internal names.
+	Directory() route.Directory
 }
