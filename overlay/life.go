@@ -226,14 +226,19 @@ func (l *life) build() error {
 		return err
 	}
 	policies, reach := table.New(), table.New()
+	var network6 netip.Prefix
+	var resolver6 netip.Addr
+	if l.ipv6() {
+		network6, resolver6 = fib.Network6, dns.Address6.Addr()
+	}
 	l.names = dns.NewNames(l.lease.Subnet)
-	l.resolver = dns.New(dns.Options{Upstreams: l.d.cfg.Resolvers, Overlay: l.lease.Network, Names: l.names, EmptyUnknown: l.d.cfg.EmptyUnknown, Log: l.d.log})
+	l.resolver = dns.New(dns.Options{Upstreams: l.d.cfg.Resolvers, Overlay: l.lease.Network, Network6: network6, Names: l.names, EmptyUnknown: l.d.cfg.EmptyUnknown, Log: l.d.log})
 	o := datapath.Options{
 		MTU: l.mtu, IPv4Only: !l.ipv6(), Conn: l.socket, FIB: f, Policies: policies, Reach: reach,
 		Resolver:     l.resolve,
-		ResolverAddr: dns.Address.Addr(),
-		Outside:      l.outside.e,
-		Log:          l.d.log,
+		ResolverAddr: dns.Address.Addr(), ResolverAddr6: resolver6,
+		Outside: l.outside.e,
+		Log:     l.d.log,
 	}
 	if l.tunnel != nil {
 		o.Tunnel = l.tunnel
@@ -251,7 +256,11 @@ func (l *life) build() error {
 
 // resolve is called by the data path's readers.
 func (l *life) resolve(ep *fib.Local, src netip.AddrPort, query []byte) {
-	l.resolver.Submit(ep.Addr, query, func(answer []byte) { l.path.Reply(src, dns.Address, answer) })
+	at := dns.Address
+	if src.Addr().Is6() {
+		at = dns.Address6
+	}
+	l.resolver.Submit(ep.Addr, query, func(answer []byte) { l.path.Reply(src, at, answer) })
 }
 
 // take puts an event of the watch in force; its return is the acknowledgement.

@@ -69,6 +69,9 @@ func (l *life) openOutside() (_ *outside, err error) {
 	}
 	opt := egress.Options{
 		MTU: l.mtu, Overlay: l.lease.Network, Gateway: l.lease.Subnet.Addr(), Resolver: dns.Address.Addr(),
+		Services: map[uint16]egress.Service{
+			dns.Address.Port(): func(who egress.Identity, c net.Conn) { l.resolver.ServeConn(who.Address, c) },
+		},
 		Deliver: o.deliver, HostServices: cfg.HostServices, Limits: cfg.Limits, NAT: o.nat, Log: l.d.log,
 	}
 	if cfg.Log != "" {

@@ -11,6 +11,7 @@ import (
 	"github.com/miekg/dns"
 
 	"tulle/overlay/control"
+	"tulle/overlay/fib"
 	"tulle/policy"
 )
 
@@ -56,17 +57,17 @@ func TestContainerResolves(t *testing.T) {
 	far := two.attach("back-1", "back", control.LifelineConnection)
 	near := one.attach("back-2", "back", control.LifelineConnection)
 	// The sockets are the container's; the goroutines that use them need not be.
-	query := func(name string) *dns.Msg {
+	queryAt := func(at, name string, qtype uint16) *dns.Msg {
 		t.Helper()
 		var c net.Conn
-		err := web.ns.Do(func() (err error) { c, err = net.Dial("udp4", "169.254.0.2:53"); return err })
+		err := web.ns.Do(func() (err error) { c, err = net.Dial("udp", at); return err })
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
 		co := &dns.Conn{Conn: c}
 		_ = co.SetDeadline(time.Now().Add(patience))
-		q := new(dns.Msg).SetQuestion(name, dns.TypeA)
+		q := new(dns.Msg).SetQuestion(name, qtype)
 		q.SetEdns0(1232, false)
 		if err := co.WriteMsg(q); err != nil {
 			t.Fatal(err)
@@ -80,6 +81,7 @@ func TestContainerResolves(t *testing.T) {
 		}
 		return a
 	}
+	query := func(name string) *dns.Msg { t.Helper(); return queryAt("169.254.0.2:53", name, dns.TypeA) }
 	// until asks until the answer is the containers'. Every change is on its way.
 	until := func(what, name string, want ...*app) time.Duration {
 		t.Helper()
@@ -115,6 +117,10 @@ func TestContainerResolves(t *testing.T) {
 	until("mapped", "backend.apps.internal.", far, near)
 	if a := query("backend.apps.internal."); ede(a) == "" {
 		t.Errorf("without a policy: %v", a)
+	}
+	if a := queryAt("[fd00:169:254::2]:53", "backend.apps.internal.", dns.TypeAAAA); len(a.Answer) != 2 ||
+		fib.Name(netip.AddrFrom16([16]byte(a.Answer[0].(*dns.AAAA).AAAA))) != near.addr() && fib.Name(netip.AddrFrom16([16]byte(a.Answer[0].(*dns.AAAA).AAAA))) != far.addr() {
+		t.Errorf("over IPv6: %v", a)
 	}
 	p.allow(tcp("web", "back", 8080))
 	for begun := time.Now(); ede(query("backend.apps.internal.")) != ""; time.Sleep(5 * time.Millisecond) {

@@ -88,7 +88,7 @@ func (w *egress) carry(p []byte) {
 	from := w.p.gatewayOf(h)
 	var r Reason
 	switch {
-	case h.Dst == w.p.resolverAddr && (w.p.resolver != nil || w.p.outside != nil):
+	case (h.Dst == w.p.resolverAddr || h.Dst == w.p.resolverAddr6) && (w.p.resolver != nil || w.p.outside != nil):
 		from = h.Dst
 		r = w.toResolver(snap, p)
 	case h.Dst == h.Src:

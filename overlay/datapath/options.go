@@ -42,9 +42,12 @@ type Options struct {
 	// an app's replies be picked up after a restart. nil: none.
 	Reach *table.Table
 	// Resolver is given a copy of each DNS query that a container sends to
-	// ResolverAddr, and answers with Path.Reply. It must not block. nil: no resolver.
+	// ResolverAddr or ResolverAddr6, and answers with Path.Reply from the one that src
+	// is of the family of. It must not block. nil: no resolver.
 	Resolver     func(ep *fib.Local, src netip.AddrPort, query []byte)
 	ResolverAddr netip.Addr
+	// ResolverAddr6 is the zero Addr where there is none.
+	ResolverAddr6 netip.Addr
 	// Outside carries what goes to no container and to no cell. nil: it is refused.
 	Outside Outside
 	Limits  Limits

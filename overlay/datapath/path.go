@@ -44,9 +44,10 @@ type Path struct {
 	only4    bool
 	self     netip.Prefix
 
-	resolver     func(*fib.Local, netip.AddrPort, []byte)
-	resolverAddr netip.Addr
-	outside      Outside
+	resolver      func(*fib.Local, netip.AddrPort, []byte)
+	resolverAddr  netip.Addr
+	resolverAddr6 netip.Addr
+	outside       Outside
 
 	started atomic.Bool
 	devices atomic.Pointer[[]*endpoint] // by slot; a free one is nil
@@ -97,7 +98,7 @@ func New(o Options) (*Path, error) {
 		fib: o.FIB, policies: o.Policies, reach: o.Reach, flows: flow.New(o.Limits.Flow),
 		conn: o.Conn, tunnel: o.Tunnel, log: o.Log, limits: o.Limits, mtu: o.MTU, vni: o.VNI,
 		self: snap.Self(), gateway: snap.Gateway(), gateway6: fib.Twin(snap.Gateway()), only4: o.IPv4Only, mac: vxlan.MACFor(snap.Gateway()),
-		resolver: o.Resolver, resolverAddr: o.ResolverAddr, outside: o.Outside,
+		resolver: o.Resolver, resolverAddr: o.ResolverAddr, resolverAddr6: o.ResolverAddr6, outside: o.Outside,
 		attached: make(map[netip.Addr]*endpoint),
 		begun:    time.Now(),
 		paceTime: paceTime(),

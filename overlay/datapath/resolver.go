@@ -42,7 +42,7 @@ func (p *Path) Reply(to, from netip.AddrPort, payload []byte) {
 	if e == nil {
 		return
 	}
-	b := make([]byte, headroom, headroom+packet.IPv4HeaderLen+packet.UDPHeaderLen+len(payload))
+	b := make([]byte, headroom, headroom+packet.IPv6HeaderLen+packet.UDPHeaderLen+len(payload))
 	b = packet.AppendUDP(b, from, to, payload)
 	p.controlMu.Lock()
 	defer p.controlMu.Unlock()

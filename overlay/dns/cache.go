@@ -146,11 +146,12 @@ func lifetime(m *dns.Msg) time.Duration {
 
 // rebinds is an address of ours in an answer of the outside: a name out there that
 // led in here would be a way around whatever trusts names (DNS rebinding).
-func rebinds(m *dns.Msg, overlay netip.Prefix) (netip.Addr, bool) {
+func rebinds(m *dns.Msg, overlay, network6 netip.Prefix) (netip.Addr, bool) {
 	ours := func(b []byte) (netip.Addr, bool) {
 		a, ok := netip.AddrFromSlice(b)
 		a = a.Unmap()
-		return a, ok && (overlay.IsValid() && overlay.Contains(a) || a == Address.Addr())
+		return a, ok && (overlay.IsValid() && overlay.Contains(a) || network6.IsValid() && network6.Contains(a) ||
+			a == Address.Addr() || a == Address6.Addr())
 	}
 	for _, section := range [][]dns.RR{m.Answer, m.Extra} {
 		for _, rr := range section {

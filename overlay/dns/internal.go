@@ -24,6 +24,9 @@ const (
 func (r *Resolver) internal(from netip.Addr, ask *dns.Msg) *dns.Msg {
 	q := ask.Question[0]
 	if a, ok := reverse(q.Name); ok {
+		if a.Is6() && r.network6.Contains(a) {
+			a = name4(a)
+		}
 		if !r.overlay.Contains(a) {
 			return nil
 		}
@@ -70,12 +73,15 @@ func (r *Resolver) address(from netip.Addr, ask *dns.Msg, name, domain policy.Ho
 	switch q.Qtype {
 	case dns.TypeA, dns.TypeAAAA, dns.TypeANY:
 		for _, i := range found {
-			if q.Qtype == dns.TypeANY || i.Address.Is4() == (q.Qtype == dns.TypeA) {
+			if q.Qtype != dns.TypeAAAA {
 				m.Answer = append(m.Answer, addressRecord(q.Name, i.Address))
+			}
+			if twin := r.twin(i); twin.IsValid() && q.Qtype != dns.TypeA {
+				m.Answer = append(m.Answer, addressRecord(q.Name, twin))
 			}
 		}
 	case dns.TypeSRV:
-		services(m, q.Name, name, found, port)
+		r.services(m, q.Name, name, found, port)
 	case dns.TypeSOA:
 		if name == domain {
 			m.Answer = []dns.RR{soa(domain)}
@@ -91,6 +97,23 @@ func (r *Resolver) address(from netip.Addr, ask *dns.Msg, name, domain policy.Ho
 	return m
 }
 
+// twin is an instance's IPv6 address. What was registered over NATS and is no
+// container that is known here may be a silk cell's, which has none.
+func (r *Resolver) twin(i Instance) netip.Addr {
+	if !r.network6.IsValid() || i.App == "" || !i.Address.Is4() {
+		return netip.Addr{}
+	}
+	b, a := r.network6.Addr().As16(), i.Address.As4()
+	copy(b[12:], a[:])
+	return netip.AddrFrom16(b)
+}
+
+// name4 is the address that a twin is of.
+func name4(twin netip.Addr) netip.Addr {
+	b := twin.As16()
+	return netip.AddrFrom4([4]byte(b[12:]))
+}
+
 // mend is the command that lets source reach destination.
 func mend(source, destination Instance) string {
 	called := func(i Instance) string {
@@ -104,7 +127,7 @@ func mend(source, destination Instance) string {
 }
 
 // services adds an SRV record for each instance, and their addresses.
-func services(m *dns.Msg, owner string, name policy.Hostname, found []Instance, port uint16) {
+func (r *Resolver) services(m *dns.Msg, owner string, name policy.Hostname, found []Instance, port uint16) {
 	there := make(map[string]bool)
 	first, _ := name.Split()
 	for _, i := range found {
@@ -120,6 +143,9 @@ func services(m *dns.Msg, owner string, name policy.Hostname, found []Instance, 
 			})
 		}
 		m.Extra = append(m.Extra, addressRecord(target, i.Address))
+		if twin := r.twin(i); twin.IsValid() {
+			m.Extra = append(m.Extra, addressRecord(target, twin))
+		}
 	}
 }
 
@@ -143,8 +169,7 @@ func service(name policy.Hostname) (port uint16, of policy.Hostname, ok bool) {
 // pointer answers for an address of the overlay, of which nobody else knows.
 func (r *Resolver) pointer(ask *dns.Msg, a netip.Addr) *dns.Msg {
 	names := r.names.pointers(a)
-	zone, _ := dns.ReverseAddr(a.String())
-	_, zone, _ = strings.Cut(zone, ".")
+	_, zone, _ := strings.Cut(strings.ToLower(ask.Question[0].Name), ".")
 	at := policy.Hostname(strings.TrimSuffix(zone, "."))
 	if len(names) == 0 {
 		return r.unknown(ask, at)

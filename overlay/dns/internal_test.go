@@ -134,6 +134,28 @@ func TestInternalNames(t *testing.T) {
 	}
 }
 
+// Containers that have IPv6 have their twins' addresses; what nobody knows to be
+// one has none.
+func TestIPv6(t *testing.T) {
+	r := start(t, Options{Upstreams: []netip.AddrPort{}, Overlay: overlay, Network6: netip.MustParsePrefix("fd74:756c:6c65::/96"), Names: acme()})
+	for _, c := range []struct {
+		name  string
+		qtype uint16
+		want  []string
+	}{
+		{"solo.apps.internal", dns.TypeAAAA, []string{"AAAA fd74:756c:6c65::aff:305"}},
+		{"solo.apps.internal", dns.TypeA, []string{"A 10.255.3.5"}},
+		{"solo.apps.internal", dns.TypeANY, []string{"A 10.255.3.5", "AAAA fd74:756c:6c65::aff:305"}},
+		{"nats.apps.internal", dns.TypeAAAA, nil},
+		{"5.0.3.0.f.f.a.0.0.0.0.0.0.0.0.0.0.0.0.0.5.6.c.6.c.6.5.7.4.7.d.f.ip6.arpa", dns.TypePTR, []string{"PTR 0.solo.apps.internal.", "PTR 0.web.apps.internal."}},
+	} {
+		m := exchange(t, r, new(dns.Msg).SetQuestion(c.name+".", c.qtype))
+		if got := records(m.Answer); m.Rcode != 0 || !cmp.Equal(got, c.want) {
+			t.Errorf("%s %s: %v, want %q", c.name, dns.TypeToString[c.qtype], m, c.want)
+		}
+	}
+}
+
 // SRV brings the addresses of its targets along.
 func TestServicesHaveTheirAddresses(t *testing.T) {
 	r := start(t, Options{Upstreams: []netip.AddrPort{}, Names: acme()})

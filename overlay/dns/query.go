@@ -62,7 +62,7 @@ func (r *Resolver) outside(q query, ask *dns.Msg) []byte {
 			InfoCode: dns.ExtendedErrorCodeNetworkError, ExtraText: err.Error(),
 		}), ask, q.limit)
 	}
-	if a, yes := rebinds(got, r.overlay); yes {
+	if a, yes := rebinds(got, r.overlay, r.network6); yes {
 		r.counters.rebinding.Add(1)
 		return pack(refusal(ask, dns.RcodeNameError, &dns.EDNS0_EDE{
 			InfoCode: dns.ExtendedErrorCodeFiltered, ExtraText: "a name of the outside led to " + a.String() + ", which is a container's",

@@ -80,7 +80,7 @@ func (u *upstreams) usable(servers []netip.AddrPort) []netip.AddrPort {
 	kept := make([]netip.AddrPort, 0, len(servers))
 	for _, s := range servers {
 		addr := s.Addr().Unmap()
-		if addr == Address.Addr() || u.overlay.IsValid() && u.overlay.Contains(addr) {
+		if addr == Address.Addr() || addr == Address6.Addr() || u.overlay.IsValid() && u.overlay.Contains(addr) {
 			u.log.Warn("resolver refused: it is one of the containers' own", "resolver", addr)
 			continue
 		}

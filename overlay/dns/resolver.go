@@ -12,8 +12,11 @@ import (
 	"github.com/miekg/dns"
 )
 
-// Address is where containers ask.
-var Address = netip.AddrPortFrom(netip.AddrFrom4([4]byte{169, 254, 0, 2}), 53)
+// Where containers ask: Address, and over IPv6 Address6.
+var (
+	Address  = netip.AddrPortFrom(netip.AddrFrom4([4]byte{169, 254, 0, 2}), 53)
+	Address6 = netip.AddrPortFrom(netip.MustParseAddr("fd00:169:254::2"), 53)
+)
 
 // DefaultResolvConf is where a host lists its resolvers (resolv.conf(5)).
 const DefaultResolvConf = "/etc/resolv.conf"
@@ -40,6 +43,9 @@ type Options struct {
 	// asking ourselves, or a container. No name of the outside leads into it, and
 	// the names of its addresses are asked of nobody.
 	Overlay netip.Prefix
+	// Network6 is a /96 in which each overlay address has a twin, that the same
+	// container has; not valid: containers have no IPv6.
+	Network6 netip.Prefix
 
 	// Names are the internal ones; nil: there are none.
 	Names *Names
@@ -83,6 +89,7 @@ type Resolver struct {
 	patience  time.Duration
 	perSource int
 	overlay   netip.Prefix
+	network6  netip.Prefix
 	names     *Names
 	empty     bool
 	now       func() time.Time
@@ -125,6 +132,7 @@ func New(o Options) *Resolver {
 		patience:  o.Patience,
 		perSource: o.PerSource,
 		overlay:   o.Overlay,
+		network6:  o.Network6,
 		names:     o.Names,
 		empty:     o.EmptyUnknown,
 		now:       o.Now,

@@ -75,8 +75,11 @@ func Configure(d Device) error {
 // networkBits6 is the length of the overlay's IPv6 network; see fib.Network6.
 const networkBits6 = 96
 
+// resolver6 is where containers ask for names over IPv6; see dns.Address6.
+var resolver6 = netip.MustParsePrefix("fd00:169:254::2/128")
+
 // configure6 gives the device its IPv6 address, without the search for another that
-// has it: nobody else can. Beyond the overlay there is no route, so a connection there
+// has it: nobody else can. Beyond the overlay and the resolver there is no route, so a connection there
 // fails at once and the caller takes IPv4.
 func configure6(link netlink.Link, d Device) error {
 	err := netlink.AddrReplace(link, &netlink.Addr{IPNet: ipNet(d.Address6), Flags: unix.IFA_F_NODAD})
@@ -87,8 +90,10 @@ func configure6(link netlink.Link, d Device) error {
 		return fmt.Errorf("give %s to %s: %w", d.Address6, d.Name, err)
 	}
 	network := netip.PrefixFrom(d.Address6.Addr(), networkBits6).Masked()
-	if err := netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(network)}); err != nil {
-		return fmt.Errorf("route to %s through %s: %w", network, d.Name, err)
+	for _, to := range []netip.Prefix{network, resolver6} {
+		if err := netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(to)}); err != nil {
+			return fmt.Errorf("route to %s through %s: %w", to, d.Name, err)
+		}
 	}
 	return nil
 }
