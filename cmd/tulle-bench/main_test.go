@@ -36,13 +36,20 @@ func programs(t *testing.T) string {
 var needed = map[string]func(*testing.T){
 	"policy-api": postgresql, "replicas": postgresql,
 	"cross-cell-vxlan": containers, "cross-cell-plain-nic": containers, "cross-cell-wireguard": containers,
-	"same-cell": containers, "rr": containers, "crr": containers, "udp": containers, "crowd": containers, "memory": containers, "unprivileged": containers,
+	"same-cell": containers, "rr": containers, "crr": containers, "udp": containers, "crowd": containers, "memory": containers, "dns": dnsmasq, "unprivileged": containers,
 	"attach": containers,
 }
 
 func containers(t *testing.T) {
 	nstest.NeedRoot(t)
 	nstest.NeedTUN(t)
+}
+
+func dnsmasq(t *testing.T) {
+	containers(t)
+	if _, err := exec.LookPath("dnsmasq"); err != nil {
+		nstest.Skip(t, "needs dnsmasq: install Debian's package dnsmasq-base")
+	}
 }
 
 func postgresql(t *testing.T) {

@@ -110,6 +110,18 @@ func (a *API) Delete(ctx context.Context, ps ...policy.Policy) error {
 	return a.post(ctx, api.PathDelete, ps...)
 }
 
+// MapRoutes gives apps names, and waits until every cell has them in force.
+func (a *API) MapRoutes(ctx context.Context, rs ...policy.Route) error {
+	var changed api.Changed
+	if err := a.do(ctx, http.MethodPost, api.PathRoutes+"?wait=30s", api.RoutesRequest{Routes: rs}, &changed); err != nil {
+		return err
+	}
+	if e := changed.Enforced; e == nil || len(e.Late)+len(e.Silent) > 0 {
+		return fmt.Errorf("routes are mapped, and not in force everywhere: %+v", changed)
+	}
+	return nil
+}
+
 func (a *API) post(ctx context.Context, path string, ps ...policy.Policy) error {
 	var body api.Policies
 	for _, p := range ps {

@@ -23,6 +23,9 @@ var programs = map[string]string{
 	"gcc":        "gcc",
 	"libc6-dev":  "/usr/include/stdlib.h",
 
+	"dnsmasq-base":   "dnsmasq",
+	"bind9-dnsutils": "dig",
+
 	"podman":                      "podman",
 	"uidmap":                      "newuidmap",
 	"slirp4netns":                 "slirp4netns",
