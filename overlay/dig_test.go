@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"context"
+	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
@@ -128,6 +129,24 @@ func TestDig(t *testing.T) {
 				t.Errorf("dig %v does not say %q:\n%s", c.args, want, got)
 			}
 		}
+	}
+
+	// Over TCP, and what does not fit a datagram by way of it.
+	if got := web.dig("+tcp", "back.apps.internal"); !strings.Contains(got, "ANSWER: 2") || !strings.Contains(got, "(TCP)") {
+		t.Errorf("over TCP:\n%s", got)
+	}
+	var crowd []policy.Route
+	for i := range 100 {
+		crowd = append(crowd, policy.Route{Name: "crowd.apps.internal", Address: netip.AddrFrom4([4]byte{10, 250, 254, byte(i + 1)})})
+	}
+	if _, err := p.store.AddRoutes(t.Context(), crowd, nil); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the crowd is known, cut over UDP", func() bool {
+		return strings.Contains(web.dig("+ignore", "crowd.apps.internal"), "flags: qr aa tc")
+	})
+	if got := web.short("crowd.apps.internal"); len(got) != 100 {
+		t.Errorf("%d addresses of 100, by TCP when it was cut: %v", len(got), got)
 	}
 
 	// SIGKILL, and the clock runs.

@@ -34,8 +34,8 @@ func resolverFiles(resolver string) ([]file, error) {
 }
 
 // resolvFor keeps the host's search list and options (resolv.conf(5)) but not
-// its nameservers, nor what our resolver cannot answer to: it has no TCP yet,
-// and its answers are not validated.
+// its nameservers, nor what our resolver cannot answer to: its answers are not
+// validated.
 func resolvFor(resolver, host string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "nameserver %s\n", resolver)
@@ -50,7 +50,7 @@ func resolvFor(resolver, host string) string {
 		case "options":
 			kept := []string{"options"}
 			for _, o := range fields[1:] {
-				if o != "use-vc" && o != "trust-ad" {
+				if o != "trust-ad" {
 					kept = append(kept, o)
 				}
 			}

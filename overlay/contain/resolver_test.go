@@ -14,8 +14,8 @@ func TestResolvConf(t *testing.T) {
 		{"search stays", "search a.example b.example\nnameserver 192.0.2.1", "nameserver R\nsearch a.example b.example\n"},
 		{"domain stays", "domain a.example", "nameserver R\ndomain a.example\n"},
 		{"options stay", "options ndots:5 timeout:1", "nameserver R\noptions ndots:5 timeout:1\n"},
-		{"but those that the resolver cannot keep", "options use-vc edns0 trust-ad", "nameserver R\noptions edns0\n"},
-		{"no empty options", "options use-vc", "nameserver R\n"},
+		{"but those that the resolver cannot keep", "options use-vc edns0 trust-ad", "nameserver R\noptions use-vc edns0\n"},
+		{"no empty options", "options trust-ad", "nameserver R\n"},
 		{"comments and the rest go", "# made by\n; hand\nsortlist 10.0.0.0/8\nsearch", "nameserver R\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
