@@ -35,6 +35,7 @@ const (
 	CodeRefused    uint = 102 // the policy server refuses the endpoint
 	CodeDiffers    uint = 103 // CHECK found something else than ADD made
 	CodeNoAddress  uint = 104 // the address asked for is in use, or not the cell's to give
+	CodePortTaken  uint = 105 // a published port is another's; the message says whose
 )
 
 // timeout bounds a call: the daemon waits at most 5 s for its server.

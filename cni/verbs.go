@@ -91,6 +91,8 @@ func codeOf(err error) uint {
 		return CodeExists
 	case control.CodeNoAddress:
 		return CodeNoAddress
+	case control.CodePortTaken:
+		return CodePortTaken
 	case control.CodeRefused:
 		return CodeRefused
 	}

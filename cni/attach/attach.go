@@ -21,6 +21,7 @@ import (
 	"tulle/overlay/control"
 	"tulle/overlay/mint"
 	"tulle/overlay/netcfg"
+	"tulle/policy"
 	"tulle/policy/api"
 )
 
@@ -73,6 +74,9 @@ type Wish struct {
 	Address   netip.Addr   // invalid: any
 	TLS       *control.TLS // nil: none is terminated
 	Bandwidth control.Bandwidth
+	Ports     []control.Port // of the host that lead to it
+	Workload  policy.Workload
+	Rules     []policy.SecurityRule // where the cell does not follow the control plane's
 }
 
 // Add makes the device, attaches it and configures it.
@@ -120,7 +124,8 @@ func Add(ctx context.Context, c Container, w Wish) (got control.Attached, err er
 	}
 
 	request := control.Attach{Container: c.Name(), App: w.App, Instance: w.Instance, Address: w.Address, Bandwidth: w.Bandwidth,
-		Network: c.Network, Device: c.Device, TLS: w.TLS, Lifeline: control.LifelineNone}
+		Network: c.Network, Device: c.Device, TLS: w.TLS, Lifeline: control.LifelineNone,
+		Ports: w.Ports, Workload: w.Workload, Rules: w.Rules}
 	pidfd := openProcess(c.Netns, ns)
 	if pidfd != nil {
 		defer pidfd.Close()
@@ -155,6 +160,19 @@ func Del(ctx context.Context, c Container) error {
 	defer client.Close()
 	if err := client.Detach(ctx, control.Detach{Container: c.Name()}); err != nil {
 		return fmt.Errorf("detach from the cell: %w", err)
+	}
+	return nil
+}
+
+// AddPort gives a container that is attached one more port of the host.
+func AddPort(ctx context.Context, c Container, p control.Port) error {
+	client, err := dial(c.Socket)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if err := client.AddPort(ctx, control.PortAdd{Container: c.Name(), Port: p}); err != nil {
+		return fmt.Errorf("forward port %d: %w", p.HostPort, err)
 	}
 	return nil
 }

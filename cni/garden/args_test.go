@@ -67,7 +67,8 @@ func TestErrorTexts(t *testing.T) {
 		{"no networks' directory", all(nowhere), "cfnetworking: load cni config: "},
 		{"handle that is a path", []string{"--configFile", good, "--handle", "../h1", "--action", "down"}, `cfnetworking: handle "../h1"`},
 		{"unknown action", []string{"--configFile", good, "--handle", "h1", "--action", "fly"}, "cfnetworking: unrecognized action: fly"},
-		{"net-in", []string{"--configFile", good, "--handle", "h1", "--action", "net-in"}, "cfnetworking: unrecognized action: net-in"},
+		{"net-out", []string{"--configFile", good, "--handle", "h1", "--action", "net-out"}, "cfnetworking: unrecognized action: net-out"},
+		{"net-in not JSON", []string{"--configFile", good, "--handle", "h1", "--action", "net-in"}, "cfnetworking: decoding stdin: "},
 		{"input not JSON", []string{"--configFile", good, "--handle", "h1", "--action", "up"}, "cfnetworking: decoding stdin: "},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -77,6 +78,11 @@ func TestErrorTexts(t *testing.T) {
 			}
 		})
 	}
+	t.Run("net-in without our plugin", func(t *testing.T) {
+		if _, errs, code := c.call("net-in", "h1", `{"ContainerPort": 8080}`); code != 1 || !strings.HasPrefix(errs, "cfnetworking: unrecognized action: net-in") {
+			t.Errorf("exit status %d, stderr %q", code, errs)
+		}
+	})
 	t.Run("namespace not there", func(t *testing.T) {
 		c.configure(nil)
 		_, errs, code := c.call("up", "h1", `{"Pid": 2147483647}`)

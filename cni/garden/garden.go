@@ -71,6 +71,16 @@ func do(ctx context.Context, args []string, stdin io.Reader, log io.Writer) (pre
 			return prefix, nil, err
 		}
 		return prefix, out, nil
+	case "net-in":
+		var in netInInput
+		if err := json.NewDecoder(stdin).Decode(&in); err != nil {
+			return prefix, nil, fmt.Errorf("decoding stdin: %w", err)
+		}
+		out, err := n.netIn(ctx, a.handle, in)
+		if err != nil {
+			return prefix, nil, err
+		}
+		return prefix, out, nil
 	case "down":
 		return prefix, nil, n.down(ctx, a.handle)
 	}

@@ -269,3 +269,37 @@ func TestManyAtOnce(t *testing.T) {
 		t.Errorf("state %s", got)
 	}
 }
+
+// TestNetIn: plain Garden clients add ports to a container that runs.
+func TestNetIn(t *testing.T) {
+	daemon := cnitest.New(t)
+	c := newCell(t, fmt.Sprintf(`{"name": "tulle", "cniVersion": "1.0.0", "plugins": [{"type": "tulle-cni", "socket": %q}]}`, daemon.Socket))
+	for _, row := range []struct {
+		in, out, errs string
+	}{
+		{`{"HostIP": "10.0.0.1", "HostPort": 0, "ContainerIP": "10.255.7.3", "ContainerPort": 8080}`, `{"host_port":61000,"container_port":8080}`, ""},
+		{`{"HostPort": 0, "ContainerPort": 0}`, `{"host_port":61001,"container_port":61001}`, ""},
+		{`{"HostPort": 7000, "ContainerPort": 22}`, `{"host_port":7000,"container_port":22}`, ""},
+		{`{"HostPort": 7000, "ContainerPort": 23}`, "", "cfnetworking: net-in: forward port 7000: port 7000 is forwarded to container h1 already\n"},
+		{`{"HostPort": 70000, "ContainerPort": 23}`, "", "cfnetworking: net-in: host port 70000, container port 23: ports end at 65535\n"},
+		{`{"ContainerPort": 70000}`, "", "cfnetworking: net-in: host port 0, container port 70000: ports end at 65535\n"},
+	} {
+		out, errs, code := c.call("net-in", "h1", row.in)
+		if out != row.out || errs != row.errs || (code == 0) != (errs == "") {
+			t.Errorf("%s: exit status %d, stdout %s, stderr %s", row.in, code, out, errs)
+		}
+	}
+	if got, want := c.stateText(), `{"acquired_ports":{"h1":[61000,61001]}}`; got != want {
+		t.Errorf("state %s, want %s", got, want)
+	}
+	// A pool whose next port somebody else has forwarded: nothing is kept of it.
+	c.configure(map[string]any{"start_port": 7000})
+	if _, errs, code := c.call("net-in", "h2", `{"ContainerPort": 80}`); code != 1 || !strings.Contains(errs, "port 7000 is forwarded") || strings.Contains(c.stateText(), "h2") {
+		t.Errorf("exit status %d, stderr %s, state %s", code, errs, c.stateText())
+	}
+	ports, err := daemon.Ports(t.Context())
+	must(t, err)
+	if len(ports) != 3 || ports[0].HostIP.String() != "10.0.0.1" || ports[0].Container != "h1" || ports[2].Port.Port != 22 {
+		t.Errorf("ports %+v", ports)
+	}
+}

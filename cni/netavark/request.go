@@ -28,16 +28,49 @@ type network struct {
 
 // request is what setup and teardown are given.
 type request struct {
-	ContainerID    string            `json:"container_id"`
-	ContainerName  string            `json:"container_name"`
-	PortMappings   []json.RawMessage `json:"port_mappings"`
-	Network        network           `json:"network"`
+	ContainerID    string    `json:"container_id"`
+	ContainerName  string    `json:"container_name"`
+	PortMappings   []mapping `json:"port_mappings"`
+	Network        network   `json:"network"`
 	NetworkOptions struct {
 		InterfaceName string            `json:"interface_name"`
 		StaticIPs     []string          `json:"static_ips"`
 		StaticMAC     string            `json:"static_mac"`
 		Options       map[string]string `json:"options"`
 	} `json:"network_options"`
+}
+
+// mapping is a range of published ports; the protocol may be several, with commas.
+type mapping struct {
+	ContainerPort uint16 `json:"container_port"`
+	HostIP        string `json:"host_ip"`
+	HostPort      uint16 `json:"host_port"`
+	Protocol      string `json:"protocol"`
+	Range         uint16 `json:"range"`
+}
+
+// ports are the mappings one by one, unless podman keeps them to itself.
+func (r *request) ports() ([]netconf.PortMapping, error) {
+	switch r.Network.Options["publish"] {
+	case "", "yes":
+	case "no":
+		return nil, nil
+	default:
+		return nil, fmt.Errorf("network %s: option publish is yes or no", r.Network.Name)
+	}
+	var all []netconf.PortMapping
+	for _, m := range r.PortMappings {
+		n := max(m.Range, 1)
+		if int(m.HostPort)+int(n) > 1<<16 || int(m.ContainerPort)+int(n) > 1<<16 {
+			return nil, fmt.Errorf("port_mappings: %d ports from %d on to %d: there are 65535", n, m.HostPort, m.ContainerPort)
+		}
+		for protocol := range strings.SplitSeq(m.Protocol, ",") {
+			for i := range n {
+				all = append(all, netconf.PortMapping{HostIP: m.HostIP, HostPort: m.HostPort + i, ContainerPort: m.ContainerPort + i, Protocol: protocol})
+			}
+		}
+	}
+	return all, nil
 }
 
 // status is what setup answers.
@@ -60,7 +93,7 @@ type address struct {
 // Options of a network (podman network create -o), and of one container in it
 // (podman run --network tulle:app=web).
 var (
-	ofNetwork   = []string{"socket", "app", "space", "org", "name_pattern", "search"}
+	ofNetwork   = []string{"socket", "app", "space", "org", "name_pattern", "search", "publish"}
 	ofContainer = []string{"app", "space", "org", "instance"}
 )
 
@@ -110,13 +143,17 @@ func (r *request) conf() (*netconf.Conf, error) {
 	if err := known(r.NetworkOptions.Options, ofContainer); err != nil {
 		return nil, err
 	}
+	ports, err := r.ports()
+	if err != nil {
+		return nil, err
+	}
 	o, own := r.Network.Options, r.NetworkOptions.Options
 	c := &netconf.Conf{
 		PluginConf:  types.PluginConf{Name: r.Network.Name, DNS: types.DNS{Nameservers: r.Network.DNSServers}},
 		Socket:      r.Network.socket(),
 		App:         api.AppRef{Name: o["app"], Space: o["space"], Org: o["org"]},
 		NamePattern: o["name_pattern"],
-		Runtime:     netconf.Runtime{IPs: r.NetworkOptions.StaticIPs, MAC: r.NetworkOptions.StaticMAC, PortMappings: r.PortMappings},
+		Runtime:     netconf.Runtime{IPs: r.NetworkOptions.StaticIPs, MAC: r.NetworkOptions.StaticMAC, PortMappings: ports},
 	}
 	if s := o["search"]; s != "" {
 		c.DNS.Search = strings.Split(s, ",")

@@ -31,6 +31,11 @@ type Conf struct {
 	// TLS says how port 61443 is terminated; absent: to the app's port 8080, but for
 	// Garden's containers, where the platform's own proxy may have the port.
 	TLS *TLS `json:"tls,omitempty"`
+	// Ports are published for every container of the network, beside those that the
+	// runtime asks for: for runtimes that keep published ports to themselves.
+	Ports []PortMapping `json:"ports,omitempty"`
+	// KeepPorts leaves them bound for a while when a container has gone.
+	KeepPorts bool `json:"keep_ports,omitempty"`
 	// Metadata is what Garden's runtime says about the container.
 	Metadata Metadata `json:"metadata"`
 	// Runtime is what the runtime says about this container, as far as the network
@@ -50,6 +55,8 @@ type TLS struct {
 type Metadata struct {
 	AppID         policy.AppID `json:"app_id"`
 	PolicyGroupID policy.AppID `json:"policy_group_id"`
+	// Workload says which security groups hold: app, task or staging.
+	Workload policy.Workload `json:"container_workload"`
 }
 
 // Runtime are the capability arguments that mean something here.
@@ -58,8 +65,8 @@ type Runtime struct {
 	DNS          *DNS               `json:"dns,omitempty"`
 	IPs          []string           `json:"ips,omitempty"`
 	MAC          string             `json:"mac,omitempty"`
-	PortMappings []json.RawMessage  `json:"portMappings,omitempty"`
-	NetOutRules  []json.RawMessage  `json:"netOutRules,omitempty"`
+	PortMappings []PortMapping      `json:"portMappings,omitempty"`
+	NetOutRules  []NetOutRule       `json:"netOutRules,omitempty"`
 	Bandwidth    *control.Bandwidth `json:"bandwidth,omitempty"`
 }
 

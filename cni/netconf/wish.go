@@ -30,8 +30,12 @@ func (c *Conf) Wish(args, id string, env func(string) string) (attach.Wish, erro
 		w.Bandwidth = *b
 	}
 	w.TLS = c.tls()
+	w.Workload = c.Metadata.Workload
+	var portsErr, rulesErr error
+	w.Ports, portsErr = c.ports()
+	w.Rules, rulesErr = c.rules()
 	_, macErr := c.MAC(args)
-	return w, errors.Join(macErr, c.cannot())
+	return w, errors.Join(macErr, portsErr, rulesErr)
 }
 
 // tls is what is to be terminated; nil: nothing.
@@ -48,23 +52,6 @@ func (c *Conf) tls() *control.TLS {
 	t := c.TLS.TLS
 	t.Off = "" // the attach's own word
 	return &t
-}
-
-// cannot names what this data path does not do.
-func (c *Conf) cannot() error {
-	var errs []error
-	for _, r := range []struct {
-		asked     bool
-		key, mend string
-	}{
-		{len(c.Runtime.PortMappings) > 0, "portMappings", "publish no port of a container of this network"},
-		{len(c.Runtime.NetOutRules) > 0, "netOutRules", "containers reach nothing outside the overlay yet"},
-	} {
-		if r.asked {
-			errs = append(errs, fmt.Errorf("network %s: runtimeConfig.%s is not supported: %s", c.Name, r.key, r.mend))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // address is the one asked for: by capability "ips", or as podman does in args.

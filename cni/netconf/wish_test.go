@@ -35,9 +35,10 @@ func TestWish(t *testing.T) {
 		{"mac", `"runtimeConfig":{"mac":"02:42:0a:ff:07:09"}`, "", "invalid IP"},
 		{"bad mac", `"runtimeConfig":{"mac":"no"}`, "", "error: no unicast Ethernet address"},
 		{"multicast mac", ``, "MAC=01:00:5e:00:00:01", "error: no unicast Ethernet address"},
-		{"ports", `"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"tcp"}]}`, "", "error: runtimeConfig.portMappings is not supported"},
+		{"ports", `"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"tcp"}]}`, "", "invalid IP"},
+		{"port at no address", `"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":8080,"hostIP":"here"}]}`, "", "error: hostIP \"here\" is no address"},
 		{"no ports", `"runtimeConfig":{"portMappings":[],"bandwidth":{"ingressRate":0}}`, "", "invalid IP"},
-		{"Garden's rules", `"runtimeConfig":{"netOutRules":[{"protocol":0}]}`, "", "error: runtimeConfig.netOutRules is not supported"},
+		{"a rule of no protocol", `"runtimeConfig":{"netOutRules":[{"protocol":4,"networks":[{"start":"0.0.0.0"}]}]}`, "", "error: netOutRules[0]: protocol 4"},
 		{"bandwidth", `"runtimeConfig":{"bandwidth":{"egressRate":1000,"egressBurst":1000}}`, "", "invalid IP"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -26,14 +26,14 @@ func guardian(t *testing.T, h *host, action, handle, stdin string) string {
 }
 
 // gardenContainer is a namespace that guardian would put a container's process in.
-func gardenContainer(t *testing.T, h *host, handle, guid string) control.Endpoint {
+func gardenContainer(t *testing.T, h *host, handle, guid, netin string) control.Endpoint {
 	t.Helper()
 	h.run(nil, "ip", "netns", "add", handle)
 	var got struct {
 		Properties map[string]string
 		Servers    []string `json:"dns_servers"`
 	}
-	out := guardian(t, h, "up", handle, `{"Pid": 0, "Properties": {"policy_group_id": "`+guid+`", "app_id": "`+guid+`"}, "netin": [], "netout_rules": []}`)
+	out := guardian(t, h, "up", handle, `{"Pid": 0, "Properties": {"policy_group_id": "`+guid+`", "app_id": "`+guid+`"}, "netin": [`+netin+`], "netout_rules": []}`)
 	must(t, json.Unmarshal([]byte(out), &got))
 	e := h.endpoint(t, func(e control.Endpoint) bool { return e.Container == handle })
 	if string(e.App) != guid || got.Properties["garden.network.container-ip"] != e.Address.String() || len(got.Servers) != 1 || got.Servers[0] != "169.254.0.2" {
@@ -47,12 +47,17 @@ func testGarden(t *testing.T, w *world) {
 	for _, h := range w.hosts {
 		h.configure("garden.md", 0)
 	}
-	to := gardenContainer(t, server, "garden-server", "11111111-aaaa-4bbb-8ccc-000000000001")
-	from := gardenContainer(t, client, "garden-client", "22222222-aaaa-4bbb-8ccc-000000000002")
+	at := freePort(t)
+	_, port, _ := strings.Cut(at, ":")
+	to := gardenContainer(t, server, "garden-server", "11111111-aaaa-4bbb-8ccc-000000000001", `{"host_port": `+port+`, "container_port": 8080}`)
+	from := gardenContainer(t, client, "garden-client", "22222222-aaaa-4bbb-8ccc-000000000002", "")
 	server.run(nil, "sh", "-c", `ip netns exec garden-server busybox httpd -p 8080 -h "$0"`, w.image+"/www")
 	w.meet(t, from, to, func(args ...string) (string, error) {
 		return client.try(nil, append([]string{"ip", "netns", "exec", "garden-client"}, inBusybox(args)...)...)
 	})
+	if got := fetch(t, at); got != "hello" {
+		t.Errorf("the port of Garden's router answers %q", got)
+	}
 	guardian(t, server, "down", "garden-server", "null")
 	guardian(t, client, "down", "garden-client", "null")
 	for _, h := range w.hosts {

@@ -2,6 +2,9 @@ package runtimes
 
 import (
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"strings"
 	"testing"
 
@@ -84,12 +87,22 @@ func testPodman(t *testing.T, w *world, page string, owner int, of func(*host) p
 func testRootPodman(t *testing.T, w *world) {
 	testPodman(t, w, "podman.md", 0, rootPodman)
 	p := rootPodman(w.hosts[0])
-	t.Run("a published port is refused, not forgotten", func(t *testing.T) {
-		if out, err := p.try(append([]string{"run", "-d", "--name", "port-0", "-p", "127.0.0.1:18080:8080", "box"}, serve...)...); err == nil || !strings.Contains(err.Error(), "portMappings") {
-			t.Errorf("got %q, %v", out, err)
+	t.Run("published port", func(t *testing.T) {
+		at := freePort(t)
+		p.run(append([]string{"run", "-d", "--name", "port-0", "-p", at + ":8080", "box"}, serve...)...)
+		if got := fetch(t, at); got != "hello" {
+			t.Errorf("http://%s/ answers %q", at, got)
+		}
+		if out, err := p.try(append([]string{"run", "-d", "--name", "port-1", "-p", at + ":8080", "box"}, serve...)...); err == nil || !strings.Contains(err.Error(), "port-0") && !strings.Contains(err.Error(), "container ") {
+			t.Errorf("the same port again: %q, %v", out, err)
 		}
 		p.run("rm", "-f", "-a", "-t", "0")
 		p.h.gone(t)
+		l, err := net.Listen("tcp", at)
+		if err != nil {
+			t.Fatalf("the port of a container that is gone: %v", err)
+		}
+		must(t, l.Close())
 	})
 	t.Run("the plugin behind ours found the device", func(t *testing.T) {
 		p.run("run", "--rm", "--name", "chain-0", "box", "sh", "-c", "test $(cat /proc/sys/net/ipv4/tcp_keepalive_time) = 600")
@@ -101,4 +114,24 @@ func testUserPodman(t *testing.T, w *world) {
 	for _, h := range w.hosts {
 		userPodman(h).run("system", "migrate") // ends its helpers
 	}
+}
+
+// freePort is an address of this host that nobody listens on now.
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func fetch(t *testing.T, at string) string {
+	t.Helper()
+	client := http.Client{Timeout: patience}
+	answer, err := client.Get("http://" + at + "/")
+	must(t, err)
+	defer answer.Body.Close()
+	b, err := io.ReadAll(answer.Body)
+	must(t, err)
+	return string(b)
 }
