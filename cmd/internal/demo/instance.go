@@ -24,8 +24,9 @@ type Instance struct {
 	App    string
 	Index  int
 	Cell   *Cell
-	Addr   netip.Addr
-	Device string // inside its namespace, with its index: "eth0#2"
+	Addr   netip.Addr // IPv4
+	Addr6  netip.Addr // IPv6; zero where the overlay has none
+	Device string     // inside its namespace, with its index: "eth0#2"
 	*echo.Client
 
 	netns   string
@@ -75,17 +76,38 @@ func (w *World) StartApp(ctx context.Context, cell *Cell, app string, index int)
 	if err != nil {
 		return nil, fmt.Errorf("wait for %s to serve: %w%s", i, err, i.process.tail())
 	}
-	if ready.Self == nil || len(ready.Addrs) != 1 {
-		return nil, fmt.Errorf("%s tells of no single address of its own: %+v", i, ready.Self)
-	}
-	if i.Addr, err = netip.ParseAddr(ready.Addrs[0]); err != nil {
-		return nil, err
+	if i.Addr, i.Addr6, err = addresses(ready.Self); err != nil {
+		return nil, fmt.Errorf("%s: %w", i, err)
 	}
 	i.netns, i.Device = ready.NetNS, ready.Device
 	if err := w.pin(i.netns); err != nil {
 		return nil, err
 	}
 	return i, nil
+}
+
+// addresses are a container's own: one of IPv4, and at most one of IPv6.
+func addresses(self *echo.Self) (v4, v6 netip.Addr, err error) {
+	if self == nil {
+		return v4, v6, errors.New("tells nothing of itself")
+	}
+	for _, text := range self.Addrs {
+		a, err := netip.ParseAddr(text)
+		switch {
+		case err != nil:
+			return v4, v6, err
+		case a.Is4() && !v4.IsValid():
+			v4 = a
+		case a.Is6() && !v6.IsValid():
+			v6 = a
+		default:
+			return v4, v6, fmt.Errorf("has more addresses than it was given: %v", self.Addrs)
+		}
+	}
+	if !v4.IsValid() {
+		return v4, v6, fmt.Errorf("has no IPv4 address of its own: %v", self.Addrs)
+	}
+	return v4, v6, nil
 }
 
 // Contain starts another command in a container of an app, with `tulle run`. It
