@@ -42,7 +42,7 @@ var layers = [][]string{
 	{"cmd/internal/runtimes"},
 	{"cmd/tulle/internal/e2e"},
 	{"cmd/tulle-bench/internal/netlab", "cmd/tulle-bench/internal/traffic"},
-	{"cmd/tulle-bench/internal/controlplane", "cmd/tulle-bench/internal/dataplane", "cmd/tulle-bench/internal/attach"},
+	{"cmd/tulle-bench/internal/controlplane", "cmd/tulle-bench/internal/dataplane", "cmd/tulle-bench/internal/attach", "cmd/tulle-bench/internal/tlsbench"},
 	{"cmd", "cmd/tulle", "cmd/tulle-policy-server", "cmd/tulle-celld", "cmd/tulle-tlsproxy", "cmd/tulle-bench"},
 	{"cni/garden"},
 	{"cmd/tulle-cni", "cmd/tulle-netavark", "cmd/tulle-garden"},

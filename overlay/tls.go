@@ -3,6 +3,7 @@ package overlay
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"sync"
 	"time"
@@ -243,19 +244,21 @@ func (l *life) TLSCaller(_ context.Context, q control.TLSCaller) (control.Caller
 	l.terminals.mu.Lock()
 	one := l.terminals.of[q.Container]
 	l.terminals.mu.Unlock()
-	if one != nil {
-		if c, ok := l.caller(netip.AddrPortFrom(one.e.Address, control.TLSPort), q.Peer); ok {
-			return c, nil
-		}
+	if one == nil {
+		return control.Caller{}, control.Errorf(control.CodeNotFound, "no TLS is terminated for container %s", q.Container)
 	}
-	return control.Caller{}, control.Errorf(control.CodeNotFound, "no connection of %s to container %s is known", q.Peer, q.Container)
+	c, err := l.caller(netip.AddrPortFrom(one.e.Address, control.TLSPort), q.Peer)
+	if err != nil {
+		return c, control.Errorf(control.CodeNotFound, "caller %s of container %s: %v", q.Peer, q.Container, err)
+	}
+	return c, nil
 }
 
 // caller is who is at the other end of a connection to a container of this cell.
-func (l *life) caller(local, peer netip.AddrPort) (control.Caller, bool) {
-	got, ok := l.path.Caller(local, netip.AddrPortFrom(peer.Addr().Unmap(), peer.Port()))
-	if !ok {
-		return control.Caller{}, false
+func (l *life) caller(local, peer netip.AddrPort) (control.Caller, error) {
+	got, err := l.path.Caller(local, netip.AddrPortFrom(peer.Addr().Unmap(), peer.Port()))
+	if err != nil {
+		return control.Caller{}, err
 	}
 	c := control.Caller{App: got.App, Container: got.Container}
 	l.mu.Lock()
@@ -269,7 +272,10 @@ func (l *life) caller(local, peer netip.AddrPort) (control.Caller, bool) {
 			break
 		}
 	}
-	return c, c.App != ""
+	if c.App == "" {
+		return c, fmt.Errorf("no app has tag %v", got.Tag)
+	}
+	return c, nil
 }
 
 // appOf is the app that has a tag.

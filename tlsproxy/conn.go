@@ -12,6 +12,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -280,6 +281,9 @@ func (p *Proxy) handshake(ctx context.Context, c *conn, client *tls.Conn) (resul
 	return c.reason(why), err
 }
 
+// recordHandshake is a record's type (RFC 8446, B.1), before the version's 3.
+const recordHandshake = 22
+
 // classify says what a failed handshake was.
 func classify(ctx context.Context, err error, fin bool) result {
 	var header tls.RecordHeaderError
@@ -292,9 +296,10 @@ func classify(ctx context.Context, err error, fin bool) result {
 		return clientRefused
 	case ctx.Err() != nil:
 		return slowHandshake
-	case errors.As(err, &header):
+	case errors.As(err, &header) && (header.RecordHeader[0] != recordHandshake || header.RecordHeader[1] != 3):
 		return notTLS
-	case fin || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
+	case fin || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE):
 		return abandoned
 	}
 	return handshakeFailed

@@ -43,6 +43,7 @@ type Proxy struct {
 	buffers sync.Pool // of *[bufferLen]byte
 	outs    sync.Pool // of *[]byte, of outLen at least
 	logs    logLimit
+	idle    sync.Once // of endIdle, which ends with ctx
 
 	ctx  context.Context // ends dials and pauses; ended when connections are cut
 	stop context.CancelFunc
@@ -82,7 +83,6 @@ func New(o Options) *Proxy {
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	p.buffers.New = func() any { return new([bufferLen]byte) }
 	p.outs.New = func() any { b := make([]byte, 0, outLen); return &b }
-	go p.endIdle()
 	return p
 }
 
@@ -128,6 +128,7 @@ func (p *Proxy) begin(l net.Listener, s *Site) bool {
 		return false
 	}
 	p.serving[s] = l
+	p.idle.Do(func() { go p.endIdle() })
 	return true
 }
 

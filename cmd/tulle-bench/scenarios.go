@@ -7,6 +7,7 @@ import (
 	"tulle/cmd/tulle-bench/internal/bench"
 	"tulle/cmd/tulle-bench/internal/controlplane"
 	"tulle/cmd/tulle-bench/internal/dataplane"
+	"tulle/cmd/tulle-bench/internal/tlsbench"
 )
 
 // scenarios are all there are, each from its own package under internal.
@@ -15,6 +16,7 @@ func scenarios() []bench.Scenario {
 		controlplane.Scenarios(),
 		dataplane.Scenarios(),
 		attach.Scenarios(),
+		tlsbench.Scenarios(),
 	)
 }
 
@@ -23,5 +25,6 @@ func roles() []bench.Role {
 	return slices.Concat(
 		controlplane.Roles(),
 		dataplane.Roles(),
+		tlsbench.Roles(),
 	)
 }

@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"errors"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -19,17 +20,22 @@ type Caller struct {
 // Caller says who opened the TCP connection from peer to a local container's
 // port. Only a flow that was allowed, between endpoints that are still the same,
 // has one. For any goroutine; it takes no lock.
-func (p *Path) Caller(local, peer netip.AddrPort) (Caller, bool) {
+func (p *Path) Caller(local, peer netip.AddrPort) (Caller, error) {
 	key := flow.Key{Src: peer.Addr(), Dst: local.Addr(), SrcPort: peer.Port(), DstPort: local.Port(), Proto: unix.IPPROTO_TCP}
 	var f flow.Flow
 	d, hit := p.flows.Lookup(&key, &f)
-	if !hit || d != flow.Forward || f.State.Over() {
-		return Caller{}, false
+	switch {
+	case !hit:
+		return Caller{}, errNoFlow
+	case d != flow.Forward:
+		return Caller{}, errOtherWay
+	case f.State.Over():
+		return Caller{}, errOver
 	}
 	snap := p.fib.Load()
 	here, _, _ := snap.Lookup(local.Addr())
 	if here == nil || here.Incarnation != f.DstIncarnation {
-		return Caller{}, false
+		return Caller{}, errOtherEnd
 	}
 	c := Caller{Tag: f.SrcTag}
 	switch l, r, _ := snap.Lookup(peer.Addr()); {
@@ -38,7 +44,15 @@ func (p *Path) Caller(local, peer netip.AddrPort) (Caller, bool) {
 	case r != nil && r.Incarnation == f.SrcIncarnation:
 		c.App = r.App
 	case f.SrcIncarnation != 0 || f.SrcTag == policy.NoTag:
-		return Caller{}, false
+		return Caller{}, errOtherEnd
 	}
-	return c, true
+	return c, nil
 }
+
+// Why nobody is known.
+var (
+	errNoFlow   = errors.New("no connection of that peer is known")
+	errOtherWay = errors.New("the connection was opened by the container itself")
+	errOver     = errors.New("the connection is over")
+	errOtherEnd = errors.New("one end of the connection is another container by now")
+)

@@ -212,9 +212,14 @@ func (m *Mint) Listen() (*net.TCPListener, error) {
 // StopListening refuses what waits at the public port and what comes, until
 // somebody listens again. A port on which nobody listens stays so.
 func (s *Sockets) StopListening() error {
-	_, err := onFD(s.Public, func(fd int) (any, error) { return nil, unix.Shutdown(fd, unix.SHUT_RDWR) })
-	if errors.Is(err, unix.ENOTCONN) {
-		return nil
-	}
+	_, err := onFD(s.Public, func(fd int) (any, error) {
+		// On a socket that does not listen, shutdown(2) fails and yet leaves its mark:
+		// what is accepted later is born with both halves closed.
+		listening, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+		if err != nil || listening == 0 {
+			return nil, err
+		}
+		return nil, unix.Shutdown(fd, unix.SHUT_RDWR)
+	})
 	return err
 }

@@ -350,6 +350,14 @@ func TestStopAndListenAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer served.Close()
+		client.SetDeadline(time.Now().Add(wait))
+		served.SetDeadline(time.Now().Add(wait))
+		for _, ends := range [][2]net.Conn{{client, served}, {served, client}} {
+			ends[0].Write([]byte("x"))
+			if n, err := ends[1].Read(make([]byte, 2)); n != 1 || err != nil {
+				t.Errorf("read %d bytes, %v", n, err)
+			}
+		}
 		l.Close()
 		if err := s.StopListening(); err != nil {
 			t.Fatal(err)

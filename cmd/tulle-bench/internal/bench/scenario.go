@@ -47,6 +47,11 @@ func RatioAtLeast(v float64) Bar {
 	return Bar{fmt.Sprintf("ratio ≥ %v", v), func(f Figure) bool { return f.Ratio != nil && *f.Ratio >= v }}
 }
 
+// RatioAtMost asks that ours is v times the peer's or less.
+func RatioAtMost(v float64) Bar {
+	return Bar{fmt.Sprintf("ratio ≤ %v", v), func(f Figure) bool { return f.Ratio != nil && *f.Ratio <= v }}
+}
+
 // AtMost asks that ours is v or less.
 func AtMost(v float64) Bar {
 	return Bar{fmt.Sprintf("≤ %v", v), func(f Figure) bool { return f.Ours <= v }}
