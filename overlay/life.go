@@ -299,6 +299,7 @@ func (l *life) take(_ context.Context, e api.Event) error {
 		l.path.Start()
 		l.d.log.Info("first table is in force", "epoch", epoch, "revision", revision)
 	}
+	l.renamed(e)
 	l.d.ledger.Floor(floor)
 	if before != epoch {
 		// A restored or another store may not know our endpoints.

@@ -36,6 +36,7 @@ type terminals struct {
 	version uint64     // begins with the clock, so that no two lives' are the same
 	changed chan struct{}
 	of      map[string]*terminal
+	routes  routes
 	proxies int         // that ask for the list right now
 	alone   *time.Timer // runs while there is none
 	told    bool        // that there is none
@@ -48,7 +49,7 @@ type terminal struct {
 }
 
 func newTerminals(d *Daemon) *terminals {
-	t := &terminals{d: d, away: d.cfg.ProxyAway, version: uint64(d.cfg.Clock.Boot()), changed: make(chan struct{}), of: map[string]*terminal{}}
+	t := &terminals{d: d, away: d.cfg.ProxyAway, version: uint64(d.cfg.Clock.Boot()), changed: make(chan struct{}), of: map[string]*terminal{}, routes: routes{}}
 	t.alone = time.AfterFunc(t.away, t.refuse)
 	return t
 }

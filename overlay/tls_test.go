@@ -3,11 +3,13 @@ package overlay
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"io"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +19,7 @@ import (
 	"tulle/overlay/control"
 	"tulle/overlay/mint"
 	"tulle/policy"
+	"tulle/policy/api"
 )
 
 // secured attaches a container whose TLS is to be terminated.
@@ -134,6 +137,29 @@ func TestTLSOfAContainer(t *testing.T) {
 	}
 	stranger.refused(db, control.TLSPort)
 
+	// A name that the app gets is in its certificate at once, one that it loses is not.
+	route := []policy.Route{{Name: "db.apps.internal", App: "db"}}
+	for _, step := range []struct {
+		do    func() (api.Revision, error)
+		named bool
+	}{{func() (api.Revision, error) { return p.store.AddRoutes(t.Context(), route, nil) }, true},
+		{func() (api.Revision, error) { return p.store.RemoveRoutes(t.Context(), route) }, false}} {
+		if _, err := step.do(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the certificate with other names", func() bool {
+			pair, err := b.client().TLSCertificate(t.Context(), control.TLSCertificate{Container: "db-0"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			block, _ := pem.Decode([]byte(pair.Certificate))
+			cert, err := x509.ParseCertificate(block.Bytes)
+			return err == nil && slices.Contains(cert.DNSNames, "db.apps.internal") == step.named
+		})
+	}
+	if list, err = b.client().TLSList(t.Context(), control.TLSList{}); err != nil {
+		t.Fatal(err)
+	}
 	// The list waits for a change, and what ended is not in it.
 	changed := make(chan control.TLSContainers, 1)
 	go func() {
@@ -245,5 +271,54 @@ func TestTLSAttachesThatAreRefusedOrOff(t *testing.T) {
 	}
 	if _, _, err := c.client().TLSSockets(t.Context(), control.TLSSockets{Container: "db-0"}); codeOf(err) != control.CodeNotFound {
 		t.Errorf("sockets of a container without: %v", err)
+	}
+}
+
+// An app's own TLS reaches the other app end to end, on 61443 too where nobody
+// terminates it: the certificate that the client sees is the app's.
+func TestOwnTLSIsUntouched(t *testing.T) {
+	p := newPlane(t)
+	a := p.cell("a", "127.0.0.1", nil)
+	b := p.cell("b", "127.0.0.2", nil)
+	own, err := p.roots.Instances.IssueInstance("db", "my own", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := own.TLS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	web := a.attach("web-0", "web", control.LifelineConnection)
+	db := b.attach("db-0", "db", control.LifelineConnection)
+	for _, port := range []uint16{8443, control.TLSPort} {
+		p.allow(tcp("web", "db", port))
+		var l net.Listener
+		if err := db.ns.Do(func() (err error) {
+			l, err = net.Listen("tcp4", netip.AddrPortFrom(db.addr(), port).String())
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		go func() {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			s := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{cert}})
+			_, _ = io.Copy(s, s)
+		}()
+		var raw net.Conn
+		eventually(t, "a connection", func() bool {
+			raw, err = web.dial(db, port, time.Second)
+			return err == nil
+		})
+		defer raw.Close()
+		c := tls.Client(raw, &tls.Config{RootCAs: p.roots.Instances.Pool(), ServerName: "my own"})
+		web.echo(c)
+		if got := c.ConnectionState().PeerCertificates[0]; !got.Equal(cert.Leaf) {
+			t.Errorf("on port %d the certificate is of %q", port, got.Subject.CommonName)
+		}
 	}
 }

@@ -2,6 +2,8 @@ package identity
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -176,6 +178,28 @@ func (k *Keeper) Get(ctx context.Context, container string, fresh bool) (Pair, e
 		}
 		fresh = false // asked once is enough: a clock that is wrong stays so
 	}
+}
+
+// Names are the DNS names in a container's certificate; nil: it has none yet.
+func (k *Keeper) Names(container string) []string {
+	k.mu.Lock()
+	var pair *Pair
+	if e := k.entries[container]; e != nil {
+		pair = e.pair
+	}
+	k.mu.Unlock()
+	if pair == nil {
+		return nil
+	}
+	block, _ := pem.Decode([]byte(pair.Certificate))
+	if block == nil {
+		return nil
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil
+	}
+	return cert.DNSNames
 }
 
 // RenewAt is when the pair will be renewed, by the wall clock.
