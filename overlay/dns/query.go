@@ -22,6 +22,15 @@ const (
 // and what is no honest question. Otherwise ask is to be put to the outside; a
 // nil ask without an answer is dropped.
 func (r *Resolver) immediate(q query) (answer []byte, ask *dns.Msg) {
+	if answer := r.quick(q.from, q.message, q.limit); answer != nil {
+		r.counters.internal.Add(1)
+		return answer, nil
+	}
+	return r.byRecords(q)
+}
+
+// byRecords is immediate for all that quick does not answer.
+func (r *Resolver) byRecords(q query) (answer []byte, ask *dns.Msg) {
 	ask, rcode, err := decode(q.message)
 	switch {
 	case err != nil:

@@ -49,6 +49,7 @@ var steps = []struct {
 	{"tulle add-network-policy frontend backend --protocol udp --port 9000-9004", (*tour).udpRange},
 	{"A second port beside the first", (*tour).secondPort},
 	{"tulle add-network-policy frontend backend --protocol tcp --port 61443", (*tour).encrypted},
+	{"tulle map-route backend apps.internal --hostname backend", (*tour).named},
 	{"An instance is killed with SIGKILL and started again", (*tour).instanceKilled},
 	{"A daemon is killed with SIGKILL in the middle of a download", (*tour).daemonKilled},
 	{"How fast", (*tour).throughput},
