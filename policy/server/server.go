@@ -293,11 +293,16 @@ func (t site) serve(ctx context.Context) error {
 func (s *Server) expire(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	start := time.Now()
+	var clock setClock
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-timer.C:
+		}
+		if by := clock.look(time.Now(), time.Since(start)); by != 0 {
+			s.log.Warn("the clock of this machine was set: leases keep the time that they had left", "by", by.Round(time.Second))
 		}
 		wait := expireEvery
 		next, err := s.store.Expire(ctx)

@@ -41,7 +41,7 @@ func TestStore(t *testing.T) {
 	storetest.Run(t, func(t testing.TB, c storetest.Config) (store.Store, func() store.Store) {
 		url := cluster.Database()
 		o := postgres.Options{Options: sqlstore.Options{Lease: c.Lease, History: c.History, Audit: c.Audit, TagRest: c.TagRest,
-			MaxTag: c.MaxTag, Now: c.Now, Random: c.Random}}
+			MaxTag: c.MaxTag, Now: c.Now, Elapsed: c.Elapsed, Random: c.Random}}
 		var s store.Store
 		open := func() store.Store {
 			var err error

@@ -13,7 +13,7 @@ import (
 func TestStore(t *testing.T) {
 	storetest.Run(t, func(t testing.TB, c storetest.Config) (store.Store, func() store.Store) {
 		path := filepath.Join(t.TempDir(), "tulle.db")
-		o := sqlite.Options{Lease: c.Lease, History: c.History, Audit: c.Audit, TagRest: c.TagRest, MaxTag: c.MaxTag, Now: c.Now, Random: c.Random}
+		o := sqlite.Options{Lease: c.Lease, History: c.History, Audit: c.Audit, TagRest: c.TagRest, MaxTag: c.MaxTag, Now: c.Now, Elapsed: c.Elapsed, Random: c.Random}
 		var s store.Store
 		open := func() store.Store {
 			var err error

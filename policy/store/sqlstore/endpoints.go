@@ -25,7 +25,7 @@ func (d *db) SetEndpoints(ctx context.Context, name string, r api.EndpointsReque
 		switch {
 		case err != nil:
 			return err
-		case !known || !c.live || c.Kind != api.KindTulle || c.expires <= t.now.UnixMicro():
+		case !known || !c.live || c.Kind != api.KindTulle || c.expires <= t.leaseNow().UnixMicro():
 			return fmt.Errorf("%w: cell %q has no lease", store.ErrNotFound, name)
 		case r.Generation != c.Generation:
 			return fmt.Errorf("%w: generation %d is not that of the lease, %d", store.ErrConflict, r.Generation, c.Generation)

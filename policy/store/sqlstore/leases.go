@@ -95,8 +95,8 @@ func (d *db) Lease(ctx context.Context, name string, r api.LeaseRequest) (api.Le
 		}
 		c := cell{
 			Peer: api.Peer{Name: name, Kind: api.KindTulle, Mode: r.Mode, Underlay: r.Underlay, Port: r.Port},
-			live: true, renewed: t.now.UnixMicro(),
-			expires: t.now.Add(d.options.Lease.Lifetime + lease.Grace(d.options.Lease.Lifetime)).UnixMicro(),
+			live: true, renewed: t.leaseNow().UnixMicro(),
+			expires: t.leaseNow().Add(d.options.Lease.Lifetime + lease.Grace(d.options.Lease.Lifetime)).UnixMicro(),
 		}
 		if r.Mode == api.ModeWireGuard {
 			c.Key, c.WireGuardPort = r.Key, r.WireGuardPort
@@ -113,7 +113,7 @@ func (d *db) Lease(ctx context.Context, name string, r api.LeaseRequest) (api.Le
 		if err := t.tunnelFree(c.Peer); err != nil {
 			return err
 		}
-		held := old.live && (old.expires > t.now.UnixMicro()) && c.Subnet == old.Subnet
+		held := old.live && (old.expires > t.leaseNow().UnixMicro()) && c.Subnet == old.Subnet
 		if held && r.Generation == old.Generation && (!r.Subnet.IsValid() || r.Subnet == c.Subnet) {
 			c.Generation, c.sequence = old.Generation, old.sequence
 		} else {
@@ -226,7 +226,7 @@ func subnets(ctx context.Context, q querier, name string, now time.Time) (taken,
 // subnetFor chooses the cell's subnet: the one it had, else the one it says it
 // had (the store may be younger than the cell), else a free one by chance.
 func (t *tx) subnetFor(name string, had, wanted netip.Prefix) (netip.Prefix, error) {
-	taken, remembered, err := subnets(t.ctx, t, name, t.now)
+	taken, remembered, err := subnets(t.ctx, t, name, t.leaseNow())
 	if err != nil {
 		return netip.Prefix{}, err
 	}
@@ -296,6 +296,9 @@ func (t *tx) end(c cell, why api.Action) error {
 }
 
 func (d *db) Expire(ctx context.Context) (next time.Time, err error) {
+	if err := d.followWall(ctx); err != nil {
+		return time.Time{}, err
+	}
 	// Most calls find nothing; those do not take the writer.
 	var micros sql.NullInt64
 	const soonest = `SELECT min(expires) FROM cells WHERE live = 1 AND expires > 0`
@@ -304,6 +307,7 @@ func (d *db) Expire(ctx context.Context) (next time.Time, err error) {
 		if now, err = d.now(ctx, q); err != nil {
 			return err
 		}
+		now = d.leaseTime(now)
 		return q.QueryRowContext(ctx, soonest).Scan(&micros)
 	}); err != nil {
 		return time.Time{}, err
@@ -329,7 +333,7 @@ func (d *db) Expire(ctx context.Context) (next time.Time, err error) {
 func (t *tx) expire(but string) (int, error) {
 	ended, err := list(t.ctx, t, func(r *sql.Rows, c *cell) error { return scanCell(r, c) },
 		`SELECT `+cellColumns+` FROM cells WHERE live = 1 AND expires > 0 AND expires <= ? AND name <> ? ORDER BY name`,
-		t.now.UnixMicro(), but)
+		t.leaseNow().UnixMicro(), but)
 	if err != nil {
 		return 0, err
 	}

@@ -68,7 +68,7 @@ func (d *db) AddPeer(ctx context.Context, p api.Peer) error {
 		p.Generation = old.Generation + 1
 		t.delta.PeersSet = append(t.delta.PeersSet, p)
 		t.audit(api.PeerAdd, p.Name, nil, p)
-		return t.putCell(cell{Peer: p, live: true, renewed: t.now.UnixMicro()})
+		return t.putCell(cell{Peer: p, live: true, renewed: t.leaseNow().UnixMicro()})
 	})
 	return err
 }

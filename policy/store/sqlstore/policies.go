@@ -217,7 +217,7 @@ func (d *db) Stats(ctx context.Context) (store.Stats, error) {
 			now.UnixMicro(), d.rested()).Scan(&s.Resting); err != nil {
 			return err
 		}
-		taken, _, err := subnets(ctx, t, "", now)
+		taken, _, err := subnets(ctx, t, "", d.leaseTime(now))
 		s.Leases = d.pool.Used(taken)
 		return err
 	})

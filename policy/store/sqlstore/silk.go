@@ -19,6 +19,7 @@ func (d *db) SilkLeases(ctx context.Context) ([]store.SilkLease, error) {
 		if err != nil {
 			return err
 		}
+		now = d.leaseTime(now)
 		cells, err = list(ctx, q, func(r *sql.Rows, c *cell) error { return scanCell(r, c) },
 			`SELECT `+cellColumns+` FROM cells WHERE live = 1 AND mode = ? AND port = ? AND (expires = 0 OR expires > ?)
 			ORDER BY name`, api.ModeVXLAN, vxlanPort, now.UnixMicro())
@@ -46,7 +47,7 @@ func (d *db) AcquireSilk(ctx context.Context, underlay netip.Addr, single bool) 
 			answer.Subnet = old.Subnet
 			return nil
 		}
-		held, _, err := subnets(ctx, t, old.Name, t.now)
+		held, _, err := subnets(ctx, t, old.Name, t.leaseNow())
 		if err != nil {
 			return err
 		}
@@ -75,13 +76,13 @@ func (d *db) RenewSilk(ctx context.Context, l store.SilkLease) error {
 				return store.ErrLeaseMismatch
 			}
 			if old.live && old.expires == 0 {
-				return t.exec(`UPDATE cells SET renewed = ? WHERE name = ?`, t.now.UnixMicro(), old.Name)
+				return t.exec(`UPDATE cells SET renewed = ? WHERE name = ?`, t.leaseNow().UnixMicro(), old.Name)
 			}
 		}
 		if !d.leasable(l.Subnet) {
 			return store.ErrNotInPool
 		}
-		held, _, err := subnets(ctx, t, old.Name, t.now)
+		held, _, err := subnets(ctx, t, old.Name, t.leaseNow())
 		if err != nil {
 			return err
 		}
@@ -174,8 +175,8 @@ func (t *tx) chooseSilk(name string, held []netip.Prefix, single bool) (netip.Pr
 // loses it.
 func (t *tx) grantSilk(old cell, l store.SilkLease) error {
 	c := old
-	c.Subnet, c.live, c.renewed = l.Subnet, true, t.now.UnixMicro()
-	c.expires = t.now.Add(t.db.options.Lease.Lifetime).UnixMicro()
+	c.Subnet, c.live, c.renewed = l.Subnet, true, t.leaseNow().UnixMicro()
+	c.expires = t.leaseNow().Add(t.db.options.Lease.Lifetime).UnixMicro()
 	if !old.live || old.Subnet != l.Subnet {
 		c.Generation++
 		t.delta.PeersSet = append(t.delta.PeersSet, c.Peer)

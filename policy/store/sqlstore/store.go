@@ -41,6 +41,10 @@ type Options struct {
 	// Now is the clock; that of the database where it has one that all servers
 	// share, else time.Now.
 	Now func() time.Time
+	// Elapsed is the time since some moment by a clock that nobody sets, by which
+	// leases are counted where the database has no clock; without it, with Now
+	// given, they are counted by Now.
+	Elapsed func() time.Duration
 	// Random draws from 0 to n-1, for the choice of subnets; math/rand.
 	Random func(n int) int
 }
@@ -62,7 +66,9 @@ func (o *Options) complete() (lease.Pool, error) {
 		o.Audit = defaultAudit
 	}
 	if o.Now == nil {
+		start := time.Now()
 		o.Now = time.Now
+		o.Elapsed = func() time.Duration { return time.Since(start) }
 	}
 	if o.Random == nil {
 		o.Random = rand.IntN
@@ -119,6 +125,7 @@ type db struct {
 	options Options
 	pool    lease.Pool
 	epoch   atomic.Pointer[api.Epoch]
+	steady  *steady // nil: leases are counted by now
 	group   group
 
 	acknowledged atomic.Pointer[func() api.Revision] // see store.RestTags
@@ -135,6 +142,9 @@ func New(ctx context.Context, database Database, o Options) (store.Store, error)
 		return nil, err
 	}
 	d := &db{Database: database, options: o, pool: pool}
+	if d.Clock == "" && o.Elapsed != nil {
+		d.steady = &steady{elapsed: o.Elapsed, zero: o.Now().Round(0).Add(-o.Elapsed())}
+	}
 	var epoch api.Epoch
 	err = d.read(ctx, "read epoch", func(q querier) error {
 		return q.QueryRowContext(ctx, `SELECT epoch FROM meta`).Scan(&epoch)

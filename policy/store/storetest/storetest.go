@@ -27,7 +27,8 @@ type Config struct {
 	Audit   int           // entries of the audit record that are kept; 0: the store's default
 	MaxTag  policy.Tag    // the last tag; 0: what the wire bears
 	Now     func() time.Time
-	Random  func(n int) int // nil: the store's own
+	Elapsed func() time.Duration // nil: leases are counted by Now
+	Random  func(n int) int      // nil: the store's own
 }
 
 // Open makes a fresh, empty store, closed at the test's end. Reopen closes it
@@ -36,7 +37,7 @@ type Open func(t testing.TB, c Config) (s store.Store, reopen func() store.Store
 
 // Run runs the suite.
 func Run(t *testing.T, open Open) {
-	for _, group := range []map[string]func(*testing.T, Open){policyTests, togetherTests, tagTests, idTagTests, leaseTests, peerTests, tunnelTests, silkTests, groupTests, routeTests, endpointTests, historyTests, auditTests, backupTests, credentialTests, appTests} {
+	for _, group := range []map[string]func(*testing.T, Open){policyTests, togetherTests, tagTests, idTagTests, leaseTests, peerTests, tunnelTests, silkTests, groupTests, routeTests, endpointTests, historyTests, auditTests, backupTests, credentialTests, appTests, clockTests} {
 		for name, test := range group {
 			t.Run(name, func(t *testing.T) { test(t, open) })
 		}
