@@ -20,7 +20,7 @@ import (
 const (
 	changesPerSecond = 200
 	killEvery        = 10 * time.Second
-	writers          = 32
+	writers          = 128
 	replicaCells     = 50
 )
 
@@ -128,9 +128,12 @@ func (w *writing) run(ctx context.Context, length time.Duration) {
 	}
 	tick := time.NewTicker(time.Second / changesPerSecond)
 	defer tick.Stop()
-	for end := time.Now().Add(length); time.Now().Before(end) && ctx.Err() == nil; w.sent++ {
+	for begun := time.Now(); time.Since(begun) < length && ctx.Err() == nil; {
 		<-tick.C
-		due <- w.sent
+		// Ticks that were missed are made up for.
+		for ; w.sent < int(time.Since(begun)*changesPerSecond/time.Second); w.sent++ {
+			due <- w.sent
+		}
 	}
 	close(due)
 	wg.Wait()
