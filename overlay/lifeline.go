@@ -84,8 +84,14 @@ func (l *life) watch(at *attachment) {
 			if err == nil {
 				err = raw.Read(func(fd uintptr) bool {
 					p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-					n, err := unix.Poll(p, 0)
-					return n > 0 || err != nil && !errors.Is(err, unix.EINTR)
+					for {
+						n, err := unix.Poll(p, 0)
+						// A signal (the scheduler's, on a busy host) ends even a poll that does
+						// not wait; and the runtime's poller tells of the end only once.
+						if !errors.Is(err, unix.EINTR) {
+							return n > 0 || err != nil
+						}
+					}
 				})
 			}
 			if err == nil {
