@@ -16,6 +16,7 @@ func TestRuntimes(t *testing.T) {
 		{"netavark", testNetavark},
 		{"garden", testGarden},
 		{"runc", testRunc},
+		{"runc-rootless", testUserRunc},
 		{"containerd", testContainerd},
 	} {
 		t.Run(r.name, func(t *testing.T) {
