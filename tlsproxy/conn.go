@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -176,7 +177,7 @@ func (p *Proxy) reachBackend(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		return nil, nil // refused by the versions, without the app
 	}
 	c := hello.Conn.(*conn)
-	ctx, cancel := context.WithTimeout(hello.Context(), p.o.DialTimeout)
+	ctx, cancel := context.WithTimeout(p.ctx, p.o.DialTimeout)
 	defer cancel()
 	backend, err := c.site.Dial(ctx)
 	if err != nil {
@@ -195,22 +196,25 @@ func (p *Proxy) reachBackend(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 
 // carry is a connection's whole life.
 func (p *Proxy) carry(c *conn) {
-	ctx, cancel := context.WithTimeout(p.ctx, p.o.HandshakeTimeout)
-	defer cancel()
+	// A deadline and not a context: that one would cost a goroutine a handshake.
+	c.Conn.SetDeadline(time.Now().Add(p.o.HandshakeTimeout))
 	if c.site.Caller != nil {
+		ctx, cancel := context.WithTimeout(p.ctx, p.o.HandshakeTimeout)
 		var err error
-		if c.caller, err = c.site.Caller(ctx, addrPort(c.Conn.RemoteAddr())); err != nil {
+		c.caller, err = c.site.Caller(ctx, addrPort(c.Conn.RemoteAddr()))
+		cancel()
+		if err != nil {
 			reset(c.Conn)
 			p.ended(c, c.reason(unknownCaller), err)
 			return
 		}
 	}
 	client := tls.Server(c, c.site.config)
-	if why, err := p.handshake(ctx, c, client); err != nil {
+	if why, err := p.handshake(c, client); err != nil {
 		p.ended(c, why, err)
 		return
 	}
-	cancel()
+	c.Conn.SetDeadline(time.Time{})
 	err := p.introduce(c, client)
 	if err == nil {
 		both := make(chan error, 1)
@@ -262,14 +266,14 @@ func (c *conn) reason(otherwise result) result {
 	return otherwise
 }
 
-func (p *Proxy) handshake(ctx context.Context, c *conn, client *tls.Conn) (result, error) {
+func (p *Proxy) handshake(c *conn, client *tls.Conn) (result, error) {
 	began := time.Now()
-	err := client.HandshakeContext(ctx)
+	err := client.Handshake()
 	if err == nil {
 		p.metrics.shook(began)
 		return "", nil
 	}
-	why := classify(ctx, err, c.fin.Load())
+	why := classify(err, c.fin.Load())
 	// An alert may be under way to the client: FIN, so that it is read. The app
 	// has heard nothing yet.
 	c.Close()
@@ -285,7 +289,7 @@ func (p *Proxy) handshake(ctx context.Context, c *conn, client *tls.Conn) (resul
 const recordHandshake = 22
 
 // classify says what a failed handshake was.
-func classify(ctx context.Context, err error, fin bool) result {
+func classify(err error, fin bool) result {
 	var header tls.RecordHeaderError
 	switch {
 	case errors.Is(err, errBackend):
@@ -294,7 +298,7 @@ func classify(ctx context.Context, err error, fin bool) result {
 		return noCertificate
 	case errors.Is(err, errClient):
 		return clientRefused
-	case ctx.Err() != nil:
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		return slowHandshake
 	case errors.As(err, &header) && (header.RecordHeader[0] != recordHandshake || header.RecordHeader[1] != 3):
 		return notTLS

@@ -124,8 +124,8 @@ func TestRefusalsAreCountedAndLogged(t *testing.T) {
 		text   string // in the log
 	}{
 		{notTLS, nil, send([]byte("GET / HTTP/1.1\r\n\r\n")), "first record does not look like a TLS handshake"},
-		{slowHandshake, nil, send(nil), "deadline exceeded"},
-		{slowHandshake, nil, send(record(0x301, 400, 1, 0, 1, 140)), "deadline exceeded"},
+		{slowHandshake, nil, send(nil), "i/o timeout"},
+		{slowHandshake, nil, send(record(0x301, 400, 1, 0, 1, 140)), "i/o timeout"},
 		{abandoned, nil, func(addr string) error {
 			c, err := net.Dial("tcp", addr)
 			if err == nil {

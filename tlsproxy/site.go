@@ -58,7 +58,9 @@ func (p *Proxy) tlsConfig(s *Site) *tls.Config {
 		// anyway, and what is large is not for browsers that paint half of it.
 		DynamicRecordSizingDisabled: true,
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			cert, err := s.Certificate(hello.Context())
+			ctx, cancel := context.WithTimeout(p.ctx, p.o.HandshakeTimeout)
+			defer cancel()
+			cert, err := s.Certificate(ctx)
 			if err != nil {
 				return nil, fmt.Errorf("%w: %w", errCertless, err)
 			}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"strconv"
@@ -203,6 +204,9 @@ func (a *attached) measure(ctx context.Context, w *demo.World) (idle, grown floa
 		return 0, 0, err
 	}
 	defer func() { err = errors.Join(err, p.Stop()) }()
+	if err := certified(ctx, p.Metrics); err != nil {
+		return 0, 0, err
+	}
 	conns, err := a.dial(ctx, served) // each certificate is used once
 	if err != nil {
 		return 0, 0, err
@@ -217,6 +221,33 @@ func (a *attached) measure(ctx context.Context, w *demo.World) (idle, grown floa
 	defer closeAll(conns)
 	after, err := settled(p.PID())
 	return idle, after - idle, err
+}
+
+// certified waits until the proxy has every container's certificate: a handshake
+// does not wait for as long as two busy processors may take to make them all.
+func certified(ctx context.Context, metrics string) error {
+	const counter = `tulle_tlsproxy_certificate_reloads_total{result="taken"} `
+	for range 600 {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+metrics+"/metrics", nil)
+		if err != nil {
+			return err
+		}
+		answer, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return err
+		}
+		page, err := io.ReadAll(answer.Body)
+		answer.Body.Close()
+		if err != nil {
+			return err
+		}
+		_, rest, _ := bytes.Cut(page, []byte(counter))
+		if n, err := strconv.Atoi(string(bytes.TrimSpace(bytes.SplitN(rest, []byte("\n"), 2)[0]))); err == nil && n >= served {
+			return nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return errors.New("the proxy has not got every certificate within a minute")
 }
 
 func closeAll(conns []net.Conn) {
