@@ -23,7 +23,7 @@ import (
 	"tulle/overlay/egress"
 )
 
-// flushEvery bounds how long a line waits in memory.
+// flushEvery bounds how long the line of an end waits in memory.
 const flushEvery = time.Second
 
 // Options of a Log.
@@ -111,6 +111,10 @@ func (l *Log) Begin(m egress.Mapping) uint64 {
 	e := entry{Run: l.run, ID: l.next, Begin: m.At.UTC(), Protocol: m.Protocol, Source: m.Source, Remote: m.Remote, Who: m.Identity}
 	l.live[e.ID] = e
 	l.noteLocked(e)
+	// In the kernel's hands: killing the daemon does not take it back.
+	if err := l.w.Flush(); err != nil {
+		l.err = err
+	}
 	return e.ID
 }
 

@@ -98,6 +98,15 @@ func TestNextLifeOfTheDaemon(t *testing.T) {
 	}
 }
 
+// A daemon that is killed closes nothing and flushes nothing.
+func TestKilledDaemonForgetsNothing(t *testing.T) {
+	dir := t.TempDir()
+	begin(open(t, dir, "one", 0), "a", 1000, noon)
+	if got := who(t, open(t, dir, "two", 0), 1000, noon); len(got) != 1 || got[0] != "a" {
+		t.Errorf("after a kill: %v", got)
+	}
+}
+
 func TestSizeIsBoundedAndTheLivingStay(t *testing.T) {
 	dir := t.TempDir()
 	const bytes = 64 << 10

@@ -2,11 +2,13 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -118,6 +120,15 @@ func TestOutside(t *testing.T) {
 			return conn, err
 		}}}
 		resp, err := client.Get("http://web/")
+		// A daemon that has started again takes packets of a container a moment
+		// before it has bound its ports.
+		for again := time.NewTicker(5 * time.Millisecond); errors.Is(err, syscall.ECONNREFUSED); resp, err = client.Get("http://web/") {
+			select {
+			case <-again.C:
+			case <-ctx.Done():
+				t.Fatal(err)
+			}
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -133,6 +144,10 @@ func TestOutside(t *testing.T) {
 	whose := func(c *control.Client) {
 		t.Helper()
 		found, err := c.NATWho(ctx, control.NATWho{Source: source})
+		// The far end may have seen the connection before the daemon has noted it.
+		for again := time.NewTicker(5 * time.Millisecond); err == nil && len(found) == 0 && ctx.Err() == nil; found, err = c.NATWho(ctx, control.NATWho{Source: source}) {
+			<-again.C
+		}
 		if err != nil || len(found) != 1 || found[0].Container != container || found[0].AppName != "web" || found[0].Org != demo.Org || found[0].Remote.String() != at(7001) {
 			t.Errorf("whose was %v: %+v, %v", source, found, err)
 		}
