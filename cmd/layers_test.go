@@ -31,6 +31,8 @@ var layers = [][]string{
 	{"policy/route"},
 	{"policy/store/sqlstore", "policy/store/cfdump", "policy/store/pgtest"},
 	{"policy/store/sqlite", "policy/store/postgres", "policy/store/storetest", "policy/hub", "policy/asgsync", "overlay/datapath", "overlay/endpoint", "overlay/holder", "overlay/wireguard", "cni/attach", "overlay/contain", "tlsproxy/cell", "cmd/internal/promtest"},
+	{"policy/foundation"},
+	{"policy/foundation/foundationtest"},
 	{"overlay/tap"},
 	{"overlay/egress"},
 	{"overlay/egress/natlog"},
@@ -56,13 +58,13 @@ var apart = []struct {
 	from, to []string
 	why      string
 }{
-	{[]string{"policy", "policy/api", "policy/table", "policy/client", "policy/store", "policy/server", "policy/hub", "policy/ca", "policy/auth", "policy/lease"},
+	{[]string{"policy", "policy/api", "policy/table", "policy/client", "policy/foundation", "policy/store", "policy/server", "policy/hub", "policy/ca", "policy/auth", "policy/lease"},
 		[]string{"overlay"}, "the control plane knows no packets"},
 	{[]string{"overlay/packet", "overlay/vxlan", "overlay/tun", "overlay/udp", "overlay/wireguard"}, []string{"policy"}, "formats never see policy"},
 	{[]string{"cni", "overlay/contain", "tlsproxy", "tlsproxy/cell", "cmd/tulle", "cmd/tulle-cni", "cmd/tulle-netavark", "cmd/tulle-tlsproxy"},
 		[]string{"overlay/datapath", "overlay/flow", "overlay/fib"}, "attaching and TLS never see the data path"},
 	{[]string{"cni", "overlay/contain", "tlsproxy", "cmd/tulle", "cmd/tulle-cni"}, []string{"overlay/egress"}, "only the daemon dials for containers"},
-	{[]string{"policy/client", "cmd/tulle", "cmd/tulle-celld", "cmd/tulle-cni", "cmd/tulle-netavark", "overlay"},
+	{[]string{"policy/client", "policy/foundation", "cmd/tulle", "cmd/tulle-celld", "cmd/tulle-cni", "cmd/tulle-netavark", "overlay"},
 		[]string{"policy/server", "policy/store", "policy/hub"}, "clients never pull in servers"},
 }
 

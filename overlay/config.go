@@ -17,6 +17,7 @@ import (
 	"tulle/overlay/wireguard"
 	"tulle/policy/api"
 	"tulle/policy/client"
+	"tulle/policy/foundation"
 )
 
 // Defaults of Config.
@@ -37,17 +38,20 @@ type Config struct {
 	Name        string // the cell's, as in its credential; optional
 	Server      string // https://host:port of the internal API
 	Credentials string // directory with cell.pem, cell-key.pem, server-ca.pem
-	StateDir    string
-	Socket      string // of the local API; optional
-	Underlay    netip.Addr
-	Port        uint16         // of VXLAN; 0: a free one, published with the lease
-	Mode        api.TunnelMode // optional: vxlan; wireguard is for peers that have it too
-	WireGuard   uint16         // UDP port of mode wireguard; 0: a free one, published with the lease
-	MTU         int            // of the containers' devices; optional: from the underlay's interface
-	IPv4Only    bool           // containers have no IPv6 address
-	Metrics     string         // host:port; "": none
-	Allow       []control.Grant
-	Resolvers   []netip.AddrPort // optional: the host's
+	// Foundation, in the place of Server and Credentials: the cell is one of a Cloud
+	// Foundry foundation's. Cell, Underlay, Port and Log are set here.
+	Foundation *foundation.Options
+	StateDir   string
+	Socket     string // of the local API; optional
+	Underlay   netip.Addr
+	Port       uint16         // of VXLAN; 0: a free one, published with the lease
+	Mode       api.TunnelMode // optional: vxlan; wireguard is for peers that have it too
+	WireGuard  uint16         // UDP port of mode wireguard; 0: a free one, published with the lease
+	MTU        int            // of the containers' devices; optional: from the underlay's interface
+	IPv4Only   bool           // containers have no IPv6 address
+	Metrics    string         // host:port; "": none
+	Allow      []control.Grant
+	Resolvers  []netip.AddrPort // optional: the host's
 	// EmptyUnknown answers an internal name that nobody has with no data, as the
 	// original does, instead of "no such name".
 	EmptyUnknown bool
@@ -93,12 +97,19 @@ func (c *Config) complete() error {
 			errs = append(errs, errors.New(text))
 		}
 	}
-	need(c.Server != "", "server is missing")
-	need(c.Credentials != "", "credentials is missing")
+	need(c.Foundation != nil || c.Server != "", "server is missing")
+	need(c.Foundation != nil || c.Credentials != "", "credentials is missing")
 	need(filepath.IsAbs(c.StateDir), "state_dir must be an absolute path")
 	need(c.Underlay.IsValid() && !c.Underlay.Is4In6() && !c.Underlay.IsUnspecified() && !c.Underlay.IsMulticast(), "underlay must be an address of this host")
 	c.Mode = cmp.Or(c.Mode, api.ModeVXLAN)
 	need(c.Mode == api.ModeVXLAN || c.Mode == api.ModeWireGuard, fmt.Sprintf("mode %q is neither vxlan nor wireguard", c.Mode))
+	if c.Foundation != nil {
+		need(c.Server == "" && c.Credentials == "", "a cell of a foundation has neither server nor credentials of Tulle's")
+		need(c.Mode == api.ModeVXLAN, "a cell of a foundation has mode vxlan")
+		need(c.Port != 0, "a cell of a foundation has the foundation's port")
+		need(c.Name != "", "a cell of a foundation needs a name")
+		c.IPv4Only = true // silk knows no other
+	}
 	need(c.MTU == 0 || c.MTU >= 576 && c.MTU <= 65535-maxOverhead, "mtu must be 0 or from 576 to 65405")
 	need(c.Holder != nil, "no holder for descriptors")
 	need(c.Log != nil, "no logger")
@@ -115,12 +126,54 @@ func (c *Config) complete() error {
 	return errors.Join(errs...)
 }
 
+// controlPlane is the one that is configured.
+func (c *Config) controlPlane() (controlPlane, error) {
+	if c.Foundation != nil {
+		o := *c.Foundation
+		o.Cell, o.Underlay, o.Port, o.Log = c.Name, c.Underlay, c.Port, c.Log
+		return foundation.New(o)
+	}
+	o := c.Client
+	o.Server, o.Credentials, o.Log = c.Server, c.Credentials, c.Log
+	p, err := client.New(o)
+	if err != nil {
+		return nil, err
+	}
+	if c.Name != "" && c.Name != p.Cell() {
+		return nil, fmt.Errorf("name is %q, but the credential in %s is that of cell %q", c.Name, c.Credentials, p.Cell())
+	}
+	return p, nil
+}
+
+// servers are the URLs of the control plane.
+func (c *Config) servers() []string {
+	if c.Foundation != nil {
+		return []string{c.Foundation.Policies.URL, c.Foundation.Leases.URL}
+	}
+	return []string{c.Server}
+}
+
+// renewAtMost is the longest time between two renewals of the lease. A controller
+// that gave it to another says so at the next alone.
+func (c *Config) renewAtMost() time.Duration {
+	if c.Foundation != nil {
+		return cmp.Or(c.Foundation.PollLeases, foundation.DefaultPollLeases)
+	}
+	return renewAtMost
+}
+
 // hidden is what a contained command must not see: the daemon's own directories
 // and those it was told of.
 func (c *Config) hidden() []string {
 	dirs := append([]string{c.StateDir, filepath.Dir(c.Socket)}, c.Hide...)
-	if dir, err := filepath.Abs(c.Credentials); err == nil {
-		dirs = append(dirs, dir)
+	secrets := []string{c.Credentials}
+	if c.Foundation != nil {
+		secrets = []string{filepath.Dir(c.Foundation.Policies.Key), filepath.Dir(c.Foundation.Leases.Key)}
+	}
+	for _, dir := range secrets {
+		if dir, err := filepath.Abs(dir); err == nil {
+			dirs = append(dirs, dir)
+		}
 	}
 	return dirs
 }

@@ -3,7 +3,6 @@ package overlay
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -16,14 +15,13 @@ import (
 	"tulle/overlay/identity"
 	"tulle/overlay/wireguard"
 	"tulle/policy/api"
-	"tulle/policy/client"
 )
 
 // Daemon is one cell. Make it with New, start it with Run, once.
 type Daemon struct {
 	cfg    Config
 	log    *slog.Logger
-	client *client.Client
+	client controlPlane
 	auth   *control.Authorizer
 	bootID string
 	key    wireguard.PrivateKey // of mode wireguard; read by Run
@@ -48,14 +46,9 @@ func New(cfg Config) (*Daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	opt := cfg.Client
-	opt.Server, opt.Credentials, opt.Log = cfg.Server, cfg.Credentials, cfg.Log
-	c, err := client.New(opt)
+	c, err := cfg.controlPlane()
 	if err != nil {
 		return nil, err
-	}
-	if cfg.Name != "" && cfg.Name != c.Cell() {
-		return nil, fmt.Errorf("name is %q, but the credential in %s is that of cell %q", cfg.Name, cfg.Credentials, c.Cell())
 	}
 	d := &Daemon{
 		cfg: cfg, log: cfg.Log, client: c, bootID: bootID,

@@ -143,7 +143,7 @@ func (l *life) keepLease(ctx context.Context) error {
 			default:
 				failures = 0
 				held, _ := l.d.ledger.Lease()
-				next = l.d.cfg.Clock.Boot() + min(time.Duration(held.Seconds)*time.Second/3, renewAtMost)
+				next = l.d.cfg.Clock.Boot() + min(time.Duration(held.Seconds)*time.Second/3, l.d.cfg.renewAtMost())
 			}
 		case <-fence.C:
 		}

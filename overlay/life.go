@@ -161,7 +161,11 @@ func (l *life) clashes() error {
 			things = append(things, netcfg.Address("a resolver", a))
 		}
 	}
-	if u, err := url.Parse(l.d.cfg.Server); err == nil {
+	for _, server := range l.d.cfg.servers() {
+		u, err := url.Parse(server)
+		if err != nil {
+			continue // refused at the start
+		}
 		// A name that does not resolve now clashes with nothing yet.
 		addrs, _ := net.DefaultResolver.LookupNetIP(context.Background(), "ip", u.Hostname())
 		for _, a := range addrs {

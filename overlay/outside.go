@@ -111,20 +111,21 @@ func (o *outside) closeFiles() error {
 	return err
 }
 
-// serverAddresses are where the policy server is now; no container may go there.
-func (l *life) serverAddresses() []netip.AddrPort {
-	u, err := url.Parse(l.d.cfg.Server)
-	if err != nil {
-		return nil
-	}
-	port, err := strconv.ParseUint(u.Port(), 10, 16)
-	if err != nil {
-		port = 443
-	}
-	addrs, _ := net.DefaultResolver.LookupNetIP(context.Background(), "ip", u.Hostname())
-	var all []netip.AddrPort
-	for _, a := range addrs {
-		all = append(all, netip.AddrPortFrom(a.Unmap(), uint16(port)))
+// serverAddresses are where the control plane is now; no container may go there.
+func (l *life) serverAddresses() (all []netip.AddrPort) {
+	for _, server := range l.d.cfg.servers() {
+		u, err := url.Parse(server)
+		if err != nil {
+			continue // refused at the start
+		}
+		port, err := strconv.ParseUint(u.Port(), 10, 16)
+		if err != nil {
+			port = 443
+		}
+		addrs, _ := net.DefaultResolver.LookupNetIP(context.Background(), "ip", u.Hostname())
+		for _, a := range addrs {
+			all = append(all, netip.AddrPortFrom(a.Unmap(), uint16(port)))
+		}
 	}
 	return all
 }

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"net/url"
 	"path/filepath"
 
 	"tulle/cmd/internal/conf"
@@ -20,6 +19,7 @@ type config struct {
 	Name        string         `yaml:"name"`        // the cell's, as in its credential
 	Server      string         `yaml:"server"`      // https://host:port of the policy server's internal API
 	Credentials string         `yaml:"credentials"` // directory with cell.pem, cell-key.pem, server-ca.pem
+	Foundation  *foundationOf  `yaml:"foundation"`  // in the place of the two: a Cloud Foundry's policy server and silk-controller
 	StateDir    string         `yaml:"state_dir"`   // journal and holder; never shared with another daemon
 	Socket      string         `yaml:"socket"`      // of the local API; default $XDG_RUNTIME_DIR/tulle/celld.sock
 	Underlay    netip.Addr     `yaml:"underlay"`    // this host's address that other cells send to
@@ -91,14 +91,13 @@ func defaults() *config {
 func (c *config) Validate() error {
 	var errs []error
 	bad := func(key, format string, args ...any) { errs = append(errs, conf.Bad(key, format, args...)) }
-	switch u, err := url.Parse(c.Server); {
-	case c.Server == "":
-		bad("server", "is missing")
-	case err != nil || u.Scheme != "https" || u.Host == "":
-		bad("server", "must be https://host:port")
-	}
-	if c.Credentials == "" {
-		bad("credentials", "is missing")
+	if c.Foundation != nil {
+		errs = append(errs, c.foundationFaults())
+	} else {
+		errs = append(errs, serverFault("server", c.Server))
+		if c.Credentials == "" {
+			bad("credentials", "is missing")
+		}
 	}
 	if c.StateDir == "" {
 		bad("state_dir", "is missing")
@@ -144,7 +143,7 @@ func loadConfig(path string) (*config, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, p := range []*string{&c.Credentials, &c.StateDir, &c.Socket, &c.TrustBundle, &c.Egress.Log} {
+	for _, p := range append(c.Foundation.files(), &c.Credentials, &c.StateDir, &c.Socket, &c.TrustBundle, &c.Egress.Log) {
 		if *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(dir, *p)
 		}
@@ -158,6 +157,9 @@ func (c *config) daemon() overlay.Config {
 		Name: c.Name, Server: c.Server, Credentials: c.Credentials, StateDir: c.StateDir, Socket: c.Socket,
 		Underlay: c.Underlay, Port: c.Port, Mode: c.Mode, WireGuard: c.WireGuard, MTU: c.MTU, Metrics: c.Metrics, IPv4Only: c.IPv4Only,
 		Hide: c.Hide, TrustBundle: c.TrustBundle, Egress: c.Egress.daemon(),
+	}
+	if c.Foundation != nil {
+		o.Foundation = c.Foundation.options()
 	}
 	for _, g := range c.Allow {
 		o.Allow = append(o.Allow, control.Grant{UID: *g.UID, Orgs: g.Orgs, Spaces: g.Spaces, Apps: g.Apps})

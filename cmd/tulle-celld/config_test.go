@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"tulle/cmd/internal/conf"
 	"tulle/overlay/control"
@@ -168,4 +169,81 @@ func FuzzConfig(f *testing.F) {
 			}
 		}
 	})
+}
+
+const founded = `name: cell-1
+underlay: 192.0.2.1
+state_dir: state
+foundation:
+  policy_server: https://policy-server.service.cf.internal:4003
+  ca_cert: certs/ca.pem
+  client_cert: /etc/agent.pem
+  client_key: /etc/agent-key.pem
+  silk_controller: https://silk-controller.service.cf.internal:4103
+`
+
+// The page's configuration is one.
+func TestConfigOfTheMovingPage(t *testing.T) {
+	page, err := os.ReadFile("../../docs/operations/moving-a-foundation.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(page), "```yaml\n")
+	text, _, ok := strings.Cut(text, "```")
+	if !ok {
+		t.Fatal("the page has no configuration")
+	}
+	if c, err := loadConfig(write(t, text)); err != nil || c.daemon().Foundation == nil {
+		t.Errorf("%v: %+v", err, c)
+	}
+}
+
+func TestFoundationConfig(t *testing.T) {
+	path := write(t, founded)
+	c, err := loadConfig(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := c.daemon()
+	ca := filepath.Join(filepath.Dir(path), "certs", "ca.pem")
+	if o := d.Foundation; o == nil || o.Policies.CA != ca || o.Leases.CA != ca || o.Leases.Key != "/etc/agent-key.pem" || o.LeaseLifetime != 0 ||
+		o.Leases.URL != "https://silk-controller.service.cf.internal:4103" || d.Credentials != "" || d.Server != "" || d.Port != 4789 {
+		t.Errorf("%+v of %+v", o, d)
+	}
+	if c, err = loadConfig(write(t, founded+`  silk_controller_ca_cert: silk-ca.pem
+  silk_daemon_client_cert: daemon.pem
+  silk_daemon_client_key: daemon-key.pem
+  network: 10.128.0.0/12
+  subnet_prefix_length: 25
+  lease_expiration_seconds: 3600
+  policy_poll_interval_seconds: 2
+  lease_poll_interval_seconds: 10
+  client_timeout_seconds: 7
+`)); err != nil {
+		t.Fatal(err)
+	}
+	o := c.daemon().Foundation
+	if filepath.Base(o.Leases.CA) != "silk-ca.pem" || filepath.Base(o.Leases.Key) != "daemon-key.pem" || o.Policies.Key != "/etc/agent-key.pem" ||
+		o.Network.String() != "10.128.0.0/12" || o.SubnetBits != 25 || o.LeaseLifetime != time.Hour || o.PollPolicies != 2*time.Second ||
+		o.PollLeases != 10*time.Second || o.Timeout != 7*time.Second {
+		t.Errorf("%+v", o)
+	}
+	for name, c := range map[string]struct{ text, want string }{
+		"both":          {founded + "server: https://127.0.0.1:4003\n", "give it or foundation, not both"},
+		"credentials":   {founded + "credentials: cell-1\n", "the foundation's certificates are keys of foundation"},
+		"encrypted":     {founded + "mode: wireguard\n", "must be vxlan with foundation"},
+		"a free port":   {founded + "port: 0\n", "must be the foundation's"},
+		"nameless":      {strings.Replace(founded, "name: cell-1\n", "", 1), "no credential says it"},
+		"IPv6":          {strings.Replace(founded, "192.0.2.1", "2001:db8::1", 1), "must be an IPv4 address with foundation"},
+		"http":          {strings.Replace(founded, "https://silk", "http://silk", 1), "silk_controller"},
+		"no key":        {strings.Replace(founded, "  client_key: /etc/agent-key.pem\n", "", 1), "client_key"},
+		"half a pair":   {founded + "  silk_daemon_client_cert: x.pem\n", "stand together"},
+		"subnet length": {founded + "  subnet_prefix_length: 8\n", "does not go with subnet_prefix_length"},
+		"a time":        {founded + "  client_timeout_seconds: -1\n", "number of seconds"},
+		"unknown":       {founded + "  vni: 7\n", "vni"},
+	} {
+		if _, err := loadConfig(write(t, c.text)); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
 }

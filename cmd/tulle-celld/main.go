@@ -94,7 +94,7 @@ func command() *cobra.Command {
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.PersistentFlags().StringVar(&configPath, "config", "", "the configuration file")
-	root.AddCommand(joinCommand(), statusCommand(&configPath), listCommand(&configPath), holderCommand(), versionCommand())
+	root.AddCommand(joinCommand(), statusCommand(&configPath), listCommand(&configPath), holderCommand(), versionCommand(), releaseCommand(&configPath))
 	return root
 }
 
@@ -258,4 +258,33 @@ func listCommand(config *string) *cobra.Command {
 		}
 		return tw.Flush()
 	})
+}
+
+func releaseCommand(config *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "release --config FILE",
+		Short: "Give back the lease of a cell that has stopped for good",
+		Args:  exactly(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			if *config == "" {
+				return &usageError{errors.New("--config FILE is missing")}
+			}
+			loaded, err := loadConfig(*config)
+			if err != nil {
+				return err
+			}
+			cfg := loaded.daemon()
+			cfg.Log = slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: loaded.LogLevel}))
+			subnet, err := overlay.Release(c.Context(), cfg)
+			switch {
+			case err != nil:
+				return err
+			case !subnet.IsValid():
+				fmt.Fprintln(c.OutOrStdout(), "the cell has no lease")
+			default:
+				fmt.Fprintf(c.OutOrStdout(), "%s is given back\n", subnet)
+			}
+			return nil
+		},
+	}
 }
