@@ -157,7 +157,7 @@ func measureOne(ctx context.Context, s Scenario, c choice, out sink) error {
 			r.wanted = append(r.wanted, m.Name)
 		}
 	}
-	if c.quick {
+	if c.quick && c.scale == 1 {
 		var stop context.CancelFunc
 		ctx, stop = context.WithTimeout(ctx, quickLimit)
 		defer stop()

@@ -28,12 +28,19 @@ func (r *Run) Wants(metrics ...string) bool {
 	return slices.ContainsFunc(metrics, func(m string) bool { return slices.Contains(r.wanted, m) })
 }
 
+// shortest is what a run lasts at least, at whatever scale.
+const shortest = 20 * time.Millisecond
+
 // Time is how long something lasts: full, or less if the run is a quick one.
 func (r *Run) Time(full, quick time.Duration) time.Duration {
+	d := full
 	if r.Quick {
-		return quick
+		d = quick
 	}
-	return full
+	if r.scale != 1 {
+		d = min(d, max(shortest, time.Duration(float64(d)*r.scale)))
+	}
+	return d
 }
 
 // Number is how many of something are measured: full, or less if the run is a

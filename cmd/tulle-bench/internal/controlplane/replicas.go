@@ -68,7 +68,7 @@ func measureReplicas(ctx context.Context, r *bench.Run) (err error) {
 			return err
 		}
 	}
-	length := time.Duration(r.Count(int(r.Time(time.Minute, 20*time.Second))))
+	length := r.Time(time.Minute, 20*time.Second)
 	w := &writing{site: s, front: front.Addr().String(), apps: 10 * cells}
 	done := make(chan struct{})
 	go func() { defer close(done); w.run(ctx, length) }()

@@ -113,5 +113,5 @@ const (
 )
 
 func length(r *bench.Run) time.Duration {
-	return time.Duration(r.Count(int(r.Time(fullRun, quickRun))))
+	return r.Time(fullRun, quickRun)
 }
