@@ -100,12 +100,14 @@ type attached struct {
 
 func (a *attached) close() error {
 	var err error
-	for _, c := range a.all {
+	for i, c := range a.all {
 		if c.app != nil {
 			c.app.Close()
 		}
 		if c.client != nil {
-			err = errors.Join(err, c.client.Close())
+			// Not left to the lifelines: the daemon would still be journalling when it
+			// is stopped.
+			err = errors.Join(err, c.client.Detach(context.Background(), control.Detach{Container: name(i)}), c.client.Close())
 		}
 		if c.tun != nil {
 			err = errors.Join(err, c.tun.Close())
@@ -114,16 +116,10 @@ func (a *attached) close() error {
 			err = errors.Join(err, c.ns.Close())
 		}
 	}
-	// Each detach is journalled before the next; the daemon is not stopped in between.
-	for range 600 {
-		s, serr := a.cell.Status(context.Background())
-		if serr != nil || len(s.Endpoints) == 0 {
-			return errors.Join(err, serr)
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	return errors.Join(err, errors.New("the containers were not detached within a minute"))
+	return err
 }
+
+func name(index int) string { return fmt.Sprintf("bench-%d", index) }
 
 // add attaches a container: the last is the client's.
 func (a *attached) add(ctx context.Context, index int) (err error) {
@@ -158,7 +154,7 @@ func (a *attached) add(ctx context.Context, index int) (err error) {
 	if c.client, err = control.Dial(a.cell.Socket); err != nil {
 		return err
 	}
-	request := control.Attach{Container: fmt.Sprintf("%s-%d", app, index), App: api.AppRef{Name: app, Space: demo.Space, Org: demo.Org},
+	request := control.Attach{Container: name(index), App: api.AppRef{Name: app, Space: demo.Space, Org: demo.Org},
 		Device: "eth0", Lifeline: control.LifelineConnection}
 	var files []*os.File
 	if secured {
