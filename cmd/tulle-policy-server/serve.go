@@ -88,6 +88,11 @@ func serve(ctx context.Context, p *place, stdout, stderr io.Writer) (err error) 
 	if discovery.Listener != nil {
 		meter.Hear(discovery.Listener)
 	}
+	if groups == nil && directory == nil {
+		if err := firstGroup(ctx, s); err != nil {
+			return err
+		}
+	}
 	srv, err := server.New(ctx, server.Options{
 		Store: s, Auth: who, Directory: directory,
 		SelfService: c.SelfService, CleanupEvery: time.Duration(c.PolicyCleanupInterval) * time.Minute,

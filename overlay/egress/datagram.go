@@ -89,6 +89,7 @@ func (c *container) openDatagrams(key flowKey, p policy.Packet) (*datagrams, Ver
 	if key.to.Addr() == c.e.opt.Resolver {
 		return nil, GuardedPort // nothing there but DNS, which is the data path's
 	}
+	judged := c.e.judged.Load()
 	j := c.judge(p)
 	if j.Verdict == Allowed {
 		j.Verdict = c.limits.converse(key.to)
@@ -131,7 +132,7 @@ func (c *container) openDatagrams(key flowKey, p policy.Packet) (*datagrams, Ver
 	c.datagrams[key] = d
 	c.mu.Unlock()
 	// Before it is used, and with the rules that there are now.
-	if !c.enter(d.session) || c.judge(p).Verdict != Allowed {
+	if !c.enter(d.session) || c.e.judged.Load() != judged && c.judge(p).Verdict != Allowed {
 		d.close()
 		return nil, Ended
 	}

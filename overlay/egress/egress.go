@@ -89,6 +89,7 @@ type Egress struct {
 	wg     sync.WaitGroup
 	close  sync.Once
 
+	judged     atomic.Uint64 // grows whenever a judgement may come out differently
 	around     atomic.Pointer[Surroundings]
 	containers atomic.Pointer[map[netip.Addr]*container]
 	forwards   forwards
@@ -178,6 +179,7 @@ func (e *Egress) Detach(addr netip.Addr, incarnation uint64) {
 func (e *Egress) SetRules(addr netip.Addr, incarnation uint64, set *rules.Set) {
 	if c := e.find(addr); c != nil && c.incarnation == incarnation {
 		c.rules.Store(set)
+		e.judged.Add(1)
 		c.judgeAgain()
 	}
 }
@@ -186,6 +188,7 @@ func (e *Egress) SetRules(addr netip.Addr, incarnation uint64, set *rules.Set) {
 // judged again.
 func (e *Egress) SetSurroundings(s *Surroundings) {
 	e.around.Store(s)
+	e.judged.Add(1)
 	for _, c := range *e.containers.Load() {
 		c.judgeAgain()
 	}

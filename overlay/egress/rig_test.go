@@ -61,10 +61,7 @@ func newRig(t testing.TB, change ...func(*egress.Options)) *rig {
 	t.Cleanup(router.Close)
 	o := egress.Options{
 		MTU: 1450, Overlay: overlay, Gateway: gateway, Resolver: resolver, Router: router, Log: slog.New(slog.DiscardHandler),
-		Socket: func(domain, typ, proto int) (fd int, err error) {
-			derr := r.host.Do(func() error { fd, err = unix.Socket(domain, typ, proto); return nil })
-			return fd, errors.Join(derr, err)
-		},
+		Socket: r.sockets(),
 		Deliver: func(to netip.Addr, _ uint64, pieces ...[]byte) error {
 			r.mu.Lock()
 			d := r.devices[to]
@@ -85,6 +82,36 @@ func newRig(t testing.TB, change ...func(*egress.Options)) *rig {
 	r.e = e
 	t.Cleanup(e.Close)
 	return r
+}
+
+// sockets opens sockets of the host, on a thread that stays there.
+func (r *rig) sockets() func(domain, typ, proto int) (int, error) {
+	type request struct {
+		domain, typ, proto int
+		answer             func(int, error)
+	}
+	ask := make(chan request)
+	var ended sync.WaitGroup
+	ended.Go(func() {
+		_ = r.host.Do(func() error {
+			for q := range ask {
+				q.answer(unix.Socket(q.domain, q.typ, q.proto))
+			}
+			return nil
+		})
+	})
+	r.t.Cleanup(func() {
+		close(ask)
+		ended.Wait()
+	})
+	return func(domain, typ, proto int) (int, error) {
+		var fd int
+		var err error
+		done := make(chan struct{})
+		ask <- request{domain, typ, proto, func(f int, e error) { fd, err = f, e; close(done) }}
+		<-done
+		return fd, err
+	}
 }
 
 // ctr is a container of the rig's.

@@ -62,6 +62,9 @@ func (s *socket) connect(to netip.AddrPort, typ int, patience time.Duration) err
 	}); cerr != nil {
 		return cerr
 	}
+	if errors.Is(err, unix.EINPROGRESS) && s.isConnected() {
+		err = nil // a near host has answered already
+	}
 	if errors.Is(err, unix.EINPROGRESS) {
 		if err = s.f.SetWriteDeadline(time.Now().Add(patience)); err != nil {
 			return err
@@ -75,6 +78,12 @@ func (s *socket) connect(to netip.AddrPort, typ int, patience time.Duration) err
 		return fmt.Errorf("connect %v: %w", to, err)
 	}
 	return s.names(to)
+}
+
+func (s *socket) isConnected() bool {
+	var err error
+	cerr := s.raw.Control(func(fd uintptr) { _, err = unix.Getpeername(int(fd)) })
+	return cerr == nil && err == nil
 }
 
 // connected waits for the end of a connect.

@@ -24,6 +24,7 @@ func (c *container) request(q *netstack.Request) {
 	}
 	to := netip.AddrPortFrom(q.To.Addr().Unmap(), q.To.Port())
 	p := policy.Packet{Protocol: "tcp", To: to.Addr(), Port: to.Port()}
+	judged := c.e.judged.Load()
 	j := c.judge(p)
 	if j.Verdict == Allowed {
 		j.Verdict = c.limits.connect(to, c.e.opt.Now(), func() {
@@ -48,14 +49,12 @@ func (c *container) request(q *netstack.Request) {
 		}
 		return
 	}
-	// Rules, routes and addresses may have changed while it was being connected.
-	if again := c.judge(p); again.Verdict != Allowed || s.toItself(to) && !c.e.isHostService(HostService{to, "tcp"}) {
+	// Addresses may have changed while it was being connected. The kernel gives a
+	// conversation with an address of this host that address at both ends.
+	if s.toItself(to) && !c.e.isHostService(HostService{to, "tcp"}) {
 		release()
 		s.abort()
-		if again.Verdict == Allowed {
-			again.Verdict = HostAddress
-		}
-		c.e.report(c, event{verdict: again.Verdict, packet: p, from: q.From, group: again.group})
+		c.e.report(c, event{verdict: HostAddress, packet: p, from: q.From})
 		q.Refuse()
 		return
 	}
@@ -79,8 +78,8 @@ func (c *container) request(q *netstack.Request) {
 		l.abort()
 		return
 	}
-	// What changed the rules between the second judgement and enter saw no session.
-	if v := c.judge(p).Verdict; v != Allowed {
+	// Whoever changed rules or surroundings before enter saw no session to end.
+	if c.e.judged.Load() != judged && c.judge(p).Verdict != Allowed {
 		l.abort()
 		return
 	}

@@ -11,11 +11,11 @@ import (
 // Scenarios are those of this package.
 func Scenarios() []bench.Scenario {
 	return []bench.Scenario{crossCellVXLAN(), crossCellPlainNIC(), crossCellWireGuard(), sameCell(),
-		requestResponse(), newConnections(), datagrams(), crowd(), unprivileged(), memory(), names()}
+		requestResponse(), newConnections(), datagrams(), crowd(), unprivileged(), memory(), names(), egress(), forward()}
 }
 
 // Roles are what its scenarios need in other processes.
 func Roles() []bench.Role {
 	return []bench.Role{traffic.Role(), {Name: wireguardRole, Run: beWireGuard}, {Name: dnsRole, Run: dnsGenerator},
-		{Name: nobodyRole, Run: beNobody}, {Name: containerRole, Run: beContainer}}
+		{Name: nobodyRole, Run: beNobody}, {Name: containerRole, Run: beContainer}, {Name: idleRole, Run: beIdle}}
 }
