@@ -107,10 +107,6 @@ func newOutsider(ctx context.Context) (o *outsider, err error) {
 		Rules: []policy.SecurityRule{{Protocol: "tcp", Destination: o.u.Addrs[1].String(), Ports: "1-65535"}}})
 }
 
-type closer func() error
-
-func (c closer) Close() error { return c() }
-
 // userNetwork starts a container over slirp4netns or pasta, with an MTU.
 func (o *outsider) userNetwork(ctx context.Context, name string, mtu int, more ...string) (*pair, error) {
 	if _, err := exec.LookPath(name); err != nil {
