@@ -263,6 +263,11 @@ func beIdle(_ context.Context, _ []string, in io.Reader, out io.Writer) error {
 	defer l.Close()
 	go func() {
 		var held []net.Conn
+		defer func() {
+			for _, c := range held {
+				_ = c.Close()
+			}
+		}()
 		for {
 			c, err := l.Accept()
 			if err != nil {
