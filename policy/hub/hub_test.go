@@ -407,3 +407,35 @@ func TestTell(t *testing.T) {
 		t.Error("the cell is to be told a revision that it was told before")
 	}
 }
+
+// A cell that starts the first container of an app that nobody has a policy with
+// waits for nobody: the floor comes with the change, or right behind it when the
+// cell asks late.
+func TestTellBringsTheFloor(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		m := newMemory()
+		b := run(t, m, Options{})
+		w := b.watch("a", "", 0)
+		b.next(w)
+		rev := m.Revision() + 1
+		if !late {
+			b.h.Tell("a", rev)
+		}
+		m.start("a", "x")
+		e := b.next(w)
+		if late {
+			b.h.Tell("a", rev)
+			e = b.next(w)
+		}
+		floor := api.Revision(0)
+		switch {
+		case e.Delta != nil:
+			floor = e.Delta.Floor
+		case e.Heartbeat != nil:
+			floor = e.Heartbeat.Floor
+		}
+		if floor != rev {
+			t.Errorf("late %v: floor %d, want %d: %+v", late, floor, rev, e)
+		}
+	}
+}

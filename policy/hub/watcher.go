@@ -174,9 +174,12 @@ func (w *Watcher) takeLocked(due bool) (ev api.Event, ok bool, err error) {
 		d := h.x.Delta(w.cell, w.pending)
 		w.forgetLocked()
 		w.sent = d.Revision
-		// What was found last will do: a change that concerns a thousand cells is
-		// told at once, and their floors when they have moved.
-		d.Floor, w.refloor = w.floor, false
+		// What was found last will do, but for the cell that waits for its own
+		// change: one that concerns a thousand cells is told at once, and their floors
+		// when they have moved.
+		if d.Floor, w.refloor = w.floor, false; w.greet {
+			d.Floor = h.noteFloorLocked(w)
+		}
 		h.counts.Deltas++
 		ev.Delta = d
 	case w.verdict != h.verdict:
@@ -203,8 +206,9 @@ func (w *Watcher) takeLocked(due bool) (ev api.Event, ok bool, err error) {
 }
 
 // Tell has the cell's watch say, as soon as it is so, that it has come to the
-// revision: a cell waits for the revision at which its endpoints are in force,
-// also when none of that concerns it.
+// revision, with the floor as it is then: a cell waits for the revision at which its
+// endpoints are in force, and known to others, also when there is nobody whom that
+// concerns.
 func (h *Hub) Tell(name string, rev api.Revision) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -219,7 +223,7 @@ func (w *Watcher) tellLocked(rev api.Revision) {
 		return
 	}
 	delete(w.h.asked, w)
-	if w.told < rev {
+	if w.told < rev || w.floor < rev {
 		w.greet = true
 		w.wake()
 	}
