@@ -19,6 +19,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"tulle/overlay/netcfg/nstest"
 )
 
 // record is a TLS record of a handshake message's first bytes.
@@ -69,7 +71,7 @@ func TestOnlyModernTLS(t *testing.T) {
 func TestNoRenegotiation(t *testing.T) {
 	openssl, err := exec.LookPath("openssl")
 	if err != nil {
-		t.Fatal("needs openssl: apt-get install openssl")
+		nstest.Skip(t, "needs openssl: install Debian's package of that name")
 	}
 	app := listenTCP(t)
 	f := serve(t, app.Addr().String(), Options{})

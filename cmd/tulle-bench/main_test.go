@@ -37,7 +37,8 @@ var needed = map[string]func(*testing.T){
 	"policy-api": postgresql, "replicas": postgresql,
 	"cross-cell-vxlan": containers, "cross-cell-plain-nic": containers, "cross-cell-wireguard": containers,
 	"same-cell": containers, "rr": containers, "crr": containers, "udp": containers, "crowd": containers, "memory": containers, "dns": dnsmasq, "unprivileged": containers,
-	"attach": containers,
+	"attach": containers, "egress": containers, "forward": containers,
+	"tls": haproxy,
 }
 
 func containers(t *testing.T) {
@@ -49,6 +50,13 @@ func dnsmasq(t *testing.T) {
 	containers(t)
 	if _, err := exec.LookPath("dnsmasq"); err != nil {
 		nstest.Skip(t, "needs dnsmasq: install Debian's package dnsmasq-base")
+	}
+}
+
+func haproxy(t *testing.T) {
+	containers(t)
+	if _, err := exec.LookPath("haproxy"); err != nil {
+		nstest.Skip(t, "needs haproxy: install Debian's package of that name")
 	}
 }
 

@@ -25,6 +25,10 @@ var programs = map[string]string{
 
 	"dnsmasq-base":   "dnsmasq",
 	"bind9-dnsutils": "dig",
+	"haproxy":        "haproxy",
+	"curl":           "curl",
+	"openssl":        "openssl",
+	"iptables":       "iptables-legacy-restore",
 
 	"podman":                      "podman",
 	"uidmap":                      "newuidmap",
@@ -34,6 +38,9 @@ var programs = map[string]string{
 	"busybox-static":              "busybox",
 	"containernetworking-plugins": "/usr/lib/cni/tuning",
 }
+
+// peers are the packages of what the tests hold Tulle against.
+var peers = []string{"prometheus", "postgresql", "dnsmasq-base", "bind9-dnsutils", "haproxy", "curl", "openssl", "iptables"}
 
 // runtimes are the packages that cmd/internal/runtimes starts containers with.
 var runtimes = []string{"podman", "uidmap", "slirp4netns", "runc", "containerd", "busybox-static", "containernetworking-plugins"}

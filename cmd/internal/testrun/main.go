@@ -16,6 +16,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 )
 
@@ -46,11 +47,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 	var err error
 	switch args[0] {
 	case "test":
-		err = withMachine(ctx, stderr, append([]string{"prometheus", "postgresql", "dnsmasq-base", "bind9-dnsutils"}, runtimes...), func() error {
+		err = withMachine(ctx, stderr, slices.Concat(peers, runtimes), func() error {
 			return errors.Join(goTest(ctx, stdout, false), fuzz(ctx, stdout, *fuzztime))
 		})
 	case "race":
-		err = withMachine(ctx, stderr, append([]string{"prometheus", "postgresql", "gcc", "libc6-dev", "dnsmasq-base", "bind9-dnsutils"}, runtimes...), func() error {
+		err = withMachine(ctx, stderr, slices.Concat(peers, runtimes, []string{"gcc", "libc6-dev"}), func() error {
 			return goTest(ctx, stdout, true)
 		})
 	case "fuzz":
