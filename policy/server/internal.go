@@ -212,9 +212,10 @@ func (in *Internal) ofCell(handle cellHandler) http.HandlerFunc {
 }
 
 // ofReader serves cells and clients of the legacy root alike: what any agent of
-// the original asks.
+// the original asks, answered as text, as the original does.
 func (in *Internal) ofReader(handle cellHandler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		client, err := in.client(r)
 		if err == nil {
 			who := "cell " + client.Name
@@ -308,7 +309,9 @@ func (in *Internal) refuse(w http.ResponseWriter, r *http.Request, cell ca.Peer,
 	if answer.code >= 500 && r.Context().Err() == nil {
 		in.log.Error("internal API request failed", "method", r.Method, "path", r.URL.Path, "cell", cell.Name, "error", err)
 	}
-	w.Header().Set("Content-Type", "application/json")
+	if w.Header().Get("Content-Type") == "" {
+		w.Header().Set("Content-Type", "application/json")
+	}
 	w.WriteHeader(answer.code)
 	w.Write(api.ErrorBody(answer.text))
 }

@@ -174,13 +174,16 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, into any) err
 	return nil
 }
 
-// answerCell writes a JSON answer of status 200.
+// answerCell writes a JSON answer of status 200. What the handler was given as its
+// content type stays.
 func answerCell(w http.ResponseWriter, v any) error {
 	body, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode answer: %w", err)
 	}
-	w.Header().Set("Content-Type", "application/json")
+	if w.Header().Get("Content-Type") == "" {
+		w.Header().Set("Content-Type", "application/json")
+	}
 	// The client that is gone cannot be told so.
 	w.Write(body)
 	return nil
