@@ -52,6 +52,9 @@ func (r *Run) Number(full, quick int) int {
 	return r.Count(full)
 }
 
+// Small reports whether sizes are scaled, so that what comes out are no figures.
+func (r *Run) Small() bool { return r.scale != 1 }
+
 // Count is the size of something, such as a number of policies, at the run's
 // scale.
 func (r *Run) Count(full int) int { return max(1, int(float64(full)*r.scale)) }

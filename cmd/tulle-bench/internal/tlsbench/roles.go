@@ -187,6 +187,8 @@ type worker struct {
 	counting                *atomic.Bool
 	count, carried, resumed int64
 	times                   []float64
+	again                   bool // the connection's handshake was resumed
+	ticket                  bool // it could be: there was one before
 }
 
 func (w *worker) loop(ctx context.Context) (err error) {
@@ -216,9 +218,14 @@ func (w *worker) loop(ctx context.Context) (err error) {
 			stop()
 			c.Close()
 			c = nil
-			if w.counting.Load() {
+			// The first handshake of all cannot be resumed, and is none to count as such.
+			if w.counting.Load() && (w.Kind != resumed || w.ticket) {
 				w.count++
+				if w.again {
+					w.resumed++
+				}
 			}
+			w.ticket = true
 			continue
 		}
 		begun := time.Now()
@@ -249,9 +256,7 @@ func (w *worker) open(ctx context.Context) (net.Conn, error) {
 		raw.Close()
 		return nil, err
 	}
-	if c.ConnectionState().DidResume && w.counting.Load() {
-		w.resumed++
-	}
+	w.again = c.ConnectionState().DidResume
 	if s := c.ConnectionState().CipherSuite; s != tls.TLS_AES_128_GCM_SHA256 {
 		return nil, fmt.Errorf("cipher %s", tls.CipherSuiteName(s))
 	}
