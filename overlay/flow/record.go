@@ -158,10 +158,11 @@ func (r *record) read(f *Flow) {
 	f.State, f.LastSeen = State(life>>32), uint32(life)
 }
 
-// expired reports whether the flow has outlived its last packet at now.
+// expired reports whether the flow has outlived its last packet at now. That packet
+// may have come after now was read, when the clock had moved on.
 func (r *record) expired(now uint32) bool {
 	life := r.life.Load()
-	return now-uint32(life) > lifetime(uint8(r.ports.Load()>>24), State(life>>32))
+	return int32(now-uint32(life)) > int32(lifetime(uint8(r.ports.Load()>>24), State(life>>32)))
 }
 
 // touch takes a packet in.

@@ -292,6 +292,24 @@ func TestStatesAndLifetimes(t *testing.T) {
 	}
 }
 
+// A reader has looked at the clock, and before it looks at the flow the clock moves on
+// and another packet of the flow comes.
+func TestPacketFromTheFutureKeepsAFlow(t *testing.T) {
+	table := New(Limits{})
+	table.Tick(1000)
+	f := newFlow(key(1))
+	if err := table.Insert(f, nil); err != nil {
+		t.Fatal(err)
+	}
+	table.now.Store(1001)
+	table.Touch(f.Ref(), Forward, &Segment{Flags: ack})
+	table.now.Store(1000)
+	var got Flow
+	if _, ok := table.Lookup(&f.Key, &got); !ok {
+		t.Error("a flow that a packet came for after the reader's time counts as expired")
+	}
+}
+
 func TestSequenceNumbers(t *testing.T) {
 	table := New(Limits{})
 	f := newFlow(key(1))
