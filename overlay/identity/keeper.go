@@ -159,7 +159,7 @@ func (k *Keeper) Get(ctx context.Context, container string, fresh bool) (Pair, e
 		}
 		now := k.now()
 		old := e.pair != nil && fresh && e.pair.expired(now) && now.boot >= e.useless
-		if old {
+		if old && !e.asking { // what is being asked for is as good
 			e.asked = true
 		}
 		pair, changed := e.pair, e.changed
