@@ -111,12 +111,15 @@ func (l *Listener) Run(ctx context.Context) error {
 	if err := l.adopt(ctx); err != nil && ctx.Err() == nil {
 		l.opt.Log.Warn("registered routes are not read yet", "error", err)
 	}
-	ended := make(chan error, 1)
-	conn, err := l.connect(ended)
+	ended, over := make(chan error, 1), make(chan struct{})
+	conn, err := l.connect(ended, over)
 	if err != nil {
 		return fmt.Errorf("NATS: %w", err)
 	}
-	defer conn.Close()
+	defer func() {
+		conn.Close()
+		<-over
+	}()
 	prune := time.NewTicker(l.opt.Interval)
 	defer prune.Stop()
 	var retry <-chan time.Time
@@ -142,12 +145,17 @@ func (l *Listener) Run(ctx context.Context) error {
 	}
 }
 
-func (l *Listener) connect(ended chan<- error) (*nats.Conn, error) {
+// connect tells ended why the connection is over, and closes over when no handler of
+// it runs any more.
+func (l *Listener) connect(ended chan<- error, over chan<- struct{}) (*nats.Conn, error) {
 	o := []nats.Option{
 		nats.Name("tulle-policy-server"),
 		nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectWait(time.Second),
 		nats.ConnectHandler(l.arrived), nats.ReconnectHandler(l.arrived),
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+		nats.DisconnectErrHandler(func(c *nats.Conn, err error) {
+			if c.IsClosed() {
+				return
+			}
 			l.connected.Store(false)
 			l.mu.Lock()
 			l.table.Disconnected()
@@ -160,6 +168,7 @@ func (l *Listener) connect(ended chan<- error) (*nats.Conn, error) {
 			case ended <- cmp.Or(c.LastError(), nats.ErrConnectionClosed):
 			default:
 			}
+			close(over) // the last of all callbacks
 		}),
 	}
 	if l.opt.User != "" {
