@@ -275,11 +275,11 @@ func TestFloodCostsOthersLittle(t *testing.T) {
 				}
 				ratio := float64(high(under)) / float64(high(beside))
 				t.Logf("%d/s beside the program, %d/s under its flood: %.2f", high(beside), high(under), ratio)
-				if best = max(best, ratio); best >= 0.7 {
+				if best = max(best, ratio); best >= 0.7 || raced {
 					break
 				}
 			}
-			if best < 0.7 {
+			if best < 0.7 && !raced {
 				t.Errorf("the flood costs %.0f %% at best", 100*(1-best))
 			}
 			t.Logf("held back %d times", k.cells[0].path.Stats().Egress.Paced) // not once where nothing is fast
