@@ -59,12 +59,20 @@ func (s *Server) admin() http.Handler {
 	return router
 }
 
-func (s *Server) addPeer(w http.ResponseWriter, r *http.Request) error {
+// adminBody reads what a command sent; an error names it.
+func adminBody(w http.ResponseWriter, r *http.Request, what string, into any) error {
 	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxAdminBody))
 	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(into); err != nil {
+		return refuse(http.StatusBadRequest, what+": "+err.Error(), nil)
+	}
+	return nil
+}
+
+func (s *Server) addPeer(w http.ResponseWriter, r *http.Request) error {
 	var p api.Peer
-	if err := decoder.Decode(&p); err != nil {
-		return refuse(http.StatusBadRequest, "peer: "+err.Error(), nil)
+	if err := adminBody(w, r, "peer", &p); err != nil {
+		return err
 	}
 	if err := s.store.AddPeer(r.Context(), p); err != nil {
 		return err

@@ -22,11 +22,9 @@ const (
 )
 
 func (s *Server) addJoinToken(w http.ResponseWriter, r *http.Request) error {
-	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxAdminBody))
-	decoder.DisallowUnknownFields()
 	var t store.JoinToken
-	if err := decoder.Decode(&t); err != nil {
-		return refuse(http.StatusBadRequest, "join token: "+err.Error(), nil)
+	if err := adminBody(w, r, "join token", &t); err != nil {
+		return err
 	}
 	if err := ca.CheckCellName(t.Cell); err != nil {
 		return refuse(http.StatusBadRequest, err.Error(), nil)

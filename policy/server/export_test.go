@@ -1,6 +1,8 @@
 package server
 
 import (
+	"net/http"
+
 	"github.com/gorilla/mux"
 
 	"tulle/policy/api"
@@ -11,6 +13,9 @@ import (
 func Routers(s *Server) []*mux.Router {
 	return []*mux.Router{s.external().(*mux.Router), s.internal.(*Internal).router}
 }
+
+// Admin is what the admin socket serves.
+func Admin(s *Server) http.Handler { return s.admin() }
 
 // Remembers is what the server would answer about apps, and as of which revision
 // at least, were its database away now.
