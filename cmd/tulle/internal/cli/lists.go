@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"tulle/policy"
 	"tulle/policy/api"
 )
 
@@ -51,11 +52,12 @@ func (p *program) cells() *cobra.Command {
 	})
 }
 
-// endpoints shows apps by name in its table, which is a second question.
-func (p *program) endpoints() *cobra.Command {
+// listByName is list for what names apps by GUID: the table shows their names, which
+// is a second question.
+func listByName[T any](p *program, use, short, path string, rows func(got T, app func(policy.AppID) api.App) [][]string) *cobra.Command {
 	return &cobra.Command{
-		Use:   "endpoints",
-		Short: "List the containers of all cells",
+		Use:   use,
+		Short: short,
 		Args:  cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := exactArgs(cmd, args); err != nil {
@@ -65,8 +67,8 @@ func (p *program) endpoints() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var got api.Endpoints
-			if err := c.get(cmd.Context(), api.PathAllEndpoints, nil, &got); err != nil {
+			var got T
+			if err := c.get(cmd.Context(), path, nil, &got); err != nil {
 				return err
 			}
 			if p.output == "json" {
@@ -76,14 +78,20 @@ func (p *program) endpoints() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			app := apps.byGUID()
-			rows := [][]string{{"address", "app", "instance", "cell", "container", "space", "org"}}
-			for _, e := range got.Endpoints {
-				a := app(e.App)
-				rows = append(rows, []string{e.Address.String(), a.Name, e.Instance, e.Cell, e.Container, a.Space, a.Org})
-			}
-			table(p.out, rows)
+			table(p.out, rows(got, apps.byGUID()))
 			return nil
 		},
 	}
+}
+
+func (p *program) endpoints() *cobra.Command {
+	return listByName(p, "endpoints", "List the containers of all cells", api.PathAllEndpoints,
+		func(l api.Endpoints, app func(policy.AppID) api.App) [][]string {
+			rows := [][]string{{"address", "app", "instance", "cell", "container", "space", "org"}}
+			for _, e := range l.Endpoints {
+				a := app(e.App)
+				rows = append(rows, []string{e.Address.String(), a.Name, e.Instance, e.Cell, e.Container, a.Space, a.Org})
+			}
+			return rows
+		})
 }

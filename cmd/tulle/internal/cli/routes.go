@@ -208,32 +208,10 @@ func (p *program) told(a *routeArgs, changed api.Changed, err error) error {
 
 // routes lists what names stand for.
 func (p *program) routes() *cobra.Command {
-	return &cobra.Command{
-		Use:   "routes",
-		Short: "List the internal names, and the apps and addresses they stand for",
-		Args:  cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := exactArgs(cmd, args); err != nil {
-				return err
-			}
-			c, err := p.client()
-			if err != nil {
-				return err
-			}
-			var got api.Routes
-			if err := c.get(cmd.Context(), api.PathRoutes, nil, &got); err != nil {
-				return err
-			}
-			if p.output == "json" {
-				return printJSON(p.out, got)
-			}
-			apps, err := c.directory(cmd.Context())
-			if err != nil {
-				return err
-			}
-			app := apps.byGUID()
+	return listByName(p, "routes", "List the internal names, and the apps and addresses they stand for", api.PathRoutes,
+		func(l api.Routes, app func(policy.AppID) api.App) [][]string {
 			rows := [][]string{{"name", "app", "space", "org", "instances"}}
-			for _, r := range got.Routes {
+			for _, r := range l.Routes {
 				if r.App == "" { // registered over NATS
 					rows = append(rows, []string{string(r.Name), "", "", "", r.Address.String()})
 					continue
@@ -241,10 +219,8 @@ func (p *program) routes() *cobra.Command {
 				a := app(r.App)
 				rows = append(rows, []string{string(r.Name), a.Name, a.Space, a.Org, fmt.Sprint(a.Instances)})
 			}
-			table(p.out, rows)
-			return nil
-		},
-	}
+			return rows
+		})
 }
 
 // domains lists the internal domains.
