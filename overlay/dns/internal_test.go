@@ -299,9 +299,6 @@ func TestReverse(t *testing.T) {
 
 // 100,000 names, each of an app with an instance, cost at most 100 MiB.
 func TestManyNamesFit(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds 100,000 names")
-	}
 	const names = 100_000
 	before := heap()
 	n := NewNames(netip.MustParsePrefix("10.1.0.0/24"))
