@@ -24,8 +24,8 @@ type Daemon struct {
 	client controlPlane
 	auth   *control.Authorizer
 	bootID string
-	key    wireguard.PrivateKey // of mode wireguard; read by Run
-	ledger *endpoint.Ledger     // open while Run runs
+	keys   wireguard.Keys   // of mode wireguard; read by Run
+	ledger *endpoint.Ledger // open while Run runs
 
 	identity *identity.Keeper // likewise: the containers' certificates
 
@@ -75,7 +75,7 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	}
 	if d.cfg.Mode == api.ModeWireGuard {
 		// Behind the ledger's lock: no other daemon makes one at the same time.
-		if d.key, err = wireguard.LoadKey(d.cfg.StateDir); err != nil {
+		if d.keys, err = wireguard.LoadKeys(d.cfg.StateDir); err != nil {
 			return err
 		}
 	}

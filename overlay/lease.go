@@ -64,7 +64,7 @@ func (d *Daemon) obtain(ctx context.Context, at ports) (endpoint.Lease, error) {
 		Subnet: held.Subnet, Generation: held.Generation,
 	}
 	if d.cfg.Mode == api.ModeWireGuard {
-		request.Key, request.WireGuardPort = api.TunnelKey(d.key.Public()), at.wireguard
+		request.Key, request.WireGuardPort = api.TunnelKey(d.keys.Current.Public()), at.wireguard
 	}
 	got, err := d.client.Lease(ctx, request)
 	if err != nil {
@@ -74,6 +74,7 @@ func (d *Daemon) obtain(ctx context.Context, at ports) (endpoint.Lease, error) {
 	if !got.Network.Contains(got.Subnet.Addr()) || life <= 0 || got.Generation == 0 || got.Generation>>32 != 0 {
 		return endpoint.Lease{}, fmt.Errorf("the policy server's lease makes no sense: %+v", got)
 	}
+	got.Epoch, got.Revision = "", 0 // of the answer, not of the lease
 	l := endpoint.Lease{Lease: got, BootID: d.bootID, Expires: boot + life, Wall: wall.Add(life), Port: at.vxlan, WireGuard: at.wireguard}
 	return l, nil
 }

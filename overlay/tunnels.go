@@ -80,7 +80,7 @@ func (l *life) startTunnel() (*tunnels, error) {
 	}
 	var err error
 	l.tunnel, err = wireguard.New(wireguard.Options{
-		Key: l.d.key, Address: address, Conn: l.inside, Log: l.d.log,
+		Key: l.d.keys.Current, Address: address, Conn: l.inside, Log: l.d.log,
 		MTU:     l.mtu + vxlan.Overhead + wireguard.HeaderLen,
 		Receive: func(batch []udp.Message) { l.path.FromTunnel(batch) },
 	})

@@ -58,6 +58,9 @@ type LeaseRequest struct {
 	// it listens for it. The tunnel address follows from the lease, see LeasedTunnel.
 	Key           TunnelKey `json:"key,omitzero"`
 	WireGuardPort uint16    `json:"wireguard_port,omitempty"`
+	// NextKey is taken as well while the cell rotates its key: peers take handshakes
+	// from both.
+	NextKey TunnelKey `json:"next_key,omitzero"`
 }
 
 // Lease is a cell's share of the overlay network.
@@ -67,6 +70,10 @@ type Lease struct {
 	Subnet     netip.Prefix `json:"subnet"`  // this cell's part, e.g. 10.255.7.0/24
 	Generation uint64       `json:"generation"`
 	Seconds    int64        `json:"seconds"` // lifetime from the answer on; the cell fences itself on its own CLOCK_BOOTTIME
+
+	// What was asked for is known to whoever has this revision.
+	Epoch    Epoch    `json:"epoch,omitempty"`
+	Revision Revision `json:"revision,omitempty"`
 }
 
 // AppRef names an application: by GUID, or by name within a space and an org.
@@ -219,4 +226,6 @@ type Peer struct {
 	Key           TunnelKey  `json:"key,omitzero"`
 	WireGuardPort uint16     `json:"wireguard_port,omitempty"`
 	Tunnel        netip.Addr `json:"tunnel,omitzero"`
+	// NextKey is the peer's as well, while it rotates its key.
+	NextKey TunnelKey `json:"next_key,omitzero"`
 }

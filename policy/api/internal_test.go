@@ -10,6 +10,7 @@ import (
 func FuzzInternal(f *testing.F) {
 	for _, s := range []string{
 		`{"underlay":"192.0.2.1","port":4789,"mode":"vxlan","subnet":"10.255.1.0/24","generation":3}`,
+		`{"underlay":"192.0.2.1","port":1,"mode":"wireguard","key":"AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","next_key":"AgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","wireguard_port":2}`,
 		`{"cell":"a","network":"10.255.0.0/16","subnet":"10.255.1.0/24","generation":18446744073709551615,"seconds":-1}`,
 		`{"generation":1,"sequence":2,"endpoints":[{"container":"c","address":"10.255.1.2","app":{"name":"web","space":"s","org":"o"},"incarnation":1}]}`,
 		`{"epoch":"e","revision":2,"apps":{"c":"g"},"refused":{"d":"why"}}`,

@@ -58,6 +58,7 @@ type Cell struct {
 	Subnet   netip.Prefix `json:"subnet"`
 	// Of mode wireguard.
 	Key           TunnelKey  `json:"key,omitzero"`
+	NextKey       TunnelKey  `json:"next_key,omitzero"` // while it rotates its key
 	WireGuardPort uint16     `json:"wireguard_port,omitempty"`
 	Tunnel        netip.Addr `json:"tunnel,omitzero"`
 	Generation    uint64     `json:"generation"`

@@ -31,6 +31,7 @@ func (in *Internal) putLease(w http.ResponseWriter, r *http.Request, cell ca.Pee
 		return fmt.Errorf("lease of cell %s: %w", cell.Name, err)
 	}
 	in.hub.Seen(cell.Name)
+	in.hub.Tell(cell.Name, lease.Revision)
 	return answerCell(w, lease)
 }
 
@@ -46,6 +47,8 @@ func checkLease(r api.LeaseRequest) error {
 		return errors.New("key is missing")
 	case r.Mode == api.ModeWireGuard && r.WireGuardPort == 0:
 		return errors.New("wireguard_port is missing")
+	case !r.NextKey.IsZero() && (r.Mode != api.ModeWireGuard || r.NextKey == r.Key):
+		return errors.New("next_key is not a second key of mode wireguard")
 	}
 	return nil
 }

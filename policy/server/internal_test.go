@@ -236,6 +236,8 @@ func TestInternalAPIRefusesBadRequests(t *testing.T) {
 		{"no port", "PUT", cellPath + "one/lease", `{"underlay":"192.0.2.1","mode":"vxlan"}`, 400},
 		{"port out of range", "PUT", cellPath + "one/lease", `{"underlay":"192.0.2.1","port":65536,"mode":"vxlan"}`, 400},
 		{"unknown mode", "PUT", cellPath + "one/lease", `{"underlay":"192.0.2.1","port":1,"mode":"ipip"}`, 400},
+		{"a second key that is the first", "PUT", cellPath + "one/lease", `{"underlay":"192.0.2.1","port":1,"mode":"wireguard","wireguard_port":2,"key":"AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","next_key":"AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}`, 400},
+		{"a second key in plain", "PUT", cellPath + "one/lease", `{"underlay":"192.0.2.1","port":1,"mode":"vxlan","next_key":"AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}`, 400},
 		{"large lease", "PUT", cellPath + "one/lease", strings.Repeat(" ", 65<<10) + string(ok), 413},
 		{"large ack", "POST", cellPath + "one/ack", strings.Repeat(" ", 5<<10) + "{}", 413},
 		{"large list", "PUT", cellPath + "one/endpoints", strings.Repeat(" ", 17<<20) + "{}", 413},

@@ -47,7 +47,7 @@ func (s *Server) cells(w http.ResponseWriter, r *http.Request) error {
 	for i, c := range list {
 		status := s.internal.Cell(c.Name)
 		cells[i] = api.Cell{Name: c.Name, Kind: c.Kind, Mode: c.Mode, Underlay: c.Underlay, Port: c.Port,
-			Subnet: c.Subnet, Key: c.Key, WireGuardPort: c.WireGuardPort, Tunnel: c.Tunnel, Generation: c.Generation, Renewed: c.Renewed, Expires: c.Expires,
+			Subnet: c.Subnet, Key: c.Key, NextKey: c.NextKey, WireGuardPort: c.WireGuardPort, Tunnel: c.Tunnel, Generation: c.Generation, Renewed: c.Renewed, Expires: c.Expires,
 			Acknowledged: status.Acknowledged, Alive: status.Live, LastSeen: status.LastSeen}
 	}
 	return answerJSON(w, api.Cells{Cells: cells})

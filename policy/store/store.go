@@ -80,7 +80,8 @@ type Store interface {
 	// Lease gives the cell its subnet, or renews the one it holds.
 	// A generation that is not the stored one (a cell without its journal, or one
 	// whose lease lapsed) gets a new, higher generation, and the cell's endpoints
-	// of the old one are removed by the same change. ErrNoLease, ErrConflict.
+	// of the old one are removed by the same change. The answer's revision is one at
+	// which all that was asked for is stored. ErrNoLease, ErrConflict.
 	Lease(ctx context.Context, cell string, r api.LeaseRequest) (api.Lease, error)
 	// ReleaseLease ends the lease and the cell's endpoints; no lease is no error.
 	ReleaseLease(ctx context.Context, cell string) error

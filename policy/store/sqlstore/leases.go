@@ -26,17 +26,17 @@ type cell struct {
 }
 
 const cellColumns = `name, kind, mode, underlay, port, subnet, generation, live, renewed, expires, sequence,
-	key, wireguard_port, tunnel`
+	key, next_key, wireguard_port, tunnel`
 
 func scanCell(row interface{ Scan(...any) error }, c *cell) error {
-	var underlay, key, tunnel string
+	var underlay, key, next, tunnel string
 	var subnet sql.NullString
 	err := row.Scan(&c.Name, &c.Kind, &c.Mode, &underlay, &c.Port, &subnet, &c.Generation,
-		&c.live, &c.renewed, &c.expires, &c.sequence, &key, &c.WireGuardPort, &tunnel)
+		&c.live, &c.renewed, &c.expires, &c.sequence, &key, &next, &c.WireGuardPort, &tunnel)
 	if err != nil {
 		return err
 	}
-	if err = c.Key.UnmarshalText([]byte(key)); err != nil {
+	if err = errors.Join(c.Key.UnmarshalText([]byte(key)), c.NextKey.UnmarshalText([]byte(next))); err != nil {
 		return err
 	}
 	if tunnel != "" {
@@ -68,18 +68,18 @@ func (t *tx) putCell(c cell) error {
 	if c.Tunnel.IsValid() {
 		tunnel = c.Tunnel.String()
 	}
-	return t.exec(`INSERT INTO cells (`+cellColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+	return t.exec(`INSERT INTO cells (`+cellColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (name) DO UPDATE SET kind = excluded.kind, mode = excluded.mode, underlay = excluded.underlay,
 		port = excluded.port, subnet = excluded.subnet, generation = excluded.generation, live = excluded.live,
 		renewed = excluded.renewed, expires = excluded.expires, sequence = excluded.sequence,
-		key = excluded.key, wireguard_port = excluded.wireguard_port, tunnel = excluded.tunnel`,
+		key = excluded.key, next_key = excluded.next_key, wireguard_port = excluded.wireguard_port, tunnel = excluded.tunnel`,
 		c.Name, c.Kind, c.Mode, c.Underlay.String(), c.Port, c.Subnet.String(), c.Generation,
-		live, c.renewed, c.expires, c.sequence, c.Key.String(), c.WireGuardPort, tunnel)
+		live, c.renewed, c.expires, c.sequence, c.Key.String(), c.NextKey.String(), c.WireGuardPort, tunnel)
 }
 
 func (d *db) Lease(ctx context.Context, name string, r api.LeaseRequest) (api.Lease, error) {
 	answer := api.Lease{Cell: name, Network: d.pool.Network(), Seconds: int64(d.options.Lease.Lifetime / time.Second)}
-	_, err := d.write(ctx, "lease of "+name, func(t *tx) error {
+	revision, err := d.write(ctx, "lease of "+name, func(t *tx) error {
 		if err := d.checkLease(name, r); err != nil {
 			return err
 		}
@@ -99,7 +99,7 @@ func (d *db) Lease(ctx context.Context, name string, r api.LeaseRequest) (api.Le
 			expires: t.leaseNow().Add(d.options.Lease.Lifetime + lease.Grace(d.options.Lease.Lifetime)).UnixMicro(),
 		}
 		if r.Mode == api.ModeWireGuard {
-			c.Key, c.WireGuardPort = r.Key, r.WireGuardPort
+			c.Key, c.NextKey, c.WireGuardPort = r.Key, r.NextKey, r.WireGuardPort
 		}
 		if err := t.underlayFree(c.Peer); err != nil {
 			return err
@@ -141,6 +141,7 @@ func (d *db) Lease(ctx context.Context, name string, r api.LeaseRequest) (api.Le
 	if err != nil {
 		return api.Lease{}, err
 	}
+	answer.Epoch, answer.Revision = d.Epoch(), revision
 	return answer, nil
 }
 
@@ -158,6 +159,8 @@ func (d *db) checkLease(name string, r api.LeaseRequest) error {
 		return fmt.Errorf("%w: tunnel mode %q is not known", store.ErrConflict, r.Mode)
 	case r.Mode == api.ModeWireGuard && (r.Key.IsZero() || r.WireGuardPort == 0):
 		return fmt.Errorf("%w: mode %s without a key and a port", store.ErrConflict, r.Mode)
+	case !r.NextKey.IsZero() && (r.Mode != api.ModeWireGuard || r.NextKey == r.Key):
+		return fmt.Errorf("%w: a next key is a second one, of mode %s", store.ErrConflict, api.ModeWireGuard)
 	case r.Mode == api.ModeWireGuard && r.WireGuardPort == r.Port:
 		return fmt.Errorf("%w: port %d is both modes'", store.ErrConflict, r.Port)
 	case r.Generation > maxGeneration:
@@ -184,11 +187,16 @@ func (t *tx) tunnelFree(p api.Peer) error {
 	if p.Mode != api.ModeWireGuard {
 		return nil
 	}
+	next := p.NextKey
+	if next.IsZero() {
+		next = p.Key
+	}
+	keys := []any{p.Key.String(), next.String(), p.Key.String(), next.String()}
 	for _, q := range []struct {
 		what, condition string
 		args            []any
 	}{
-		{"tunnel key " + p.Key.String(), `key = ?`, []any{p.Key.String()}},
+		{"tunnel key " + p.Key.String(), `(key IN (?, ?) OR next_key IN (?, ?))`, keys},
 		{"tunnel address " + p.Tunnel.String(), `tunnel = ?`, []any{p.Tunnel.String()}},
 		{fmt.Sprintf("underlay %s, WireGuard port %d,", p.Underlay, p.WireGuardPort), `underlay = ? AND (wireguard_port = ? OR port = ? AND kind = 'tulle')`,
 			[]any{p.Underlay.String(), p.WireGuardPort, p.WireGuardPort}},

@@ -81,8 +81,10 @@ func (d *db) checkPeer(p api.Peer) error {
 		return fmt.Errorf("%w: kind %q: cells lease by themselves, only %s peers are entered", store.ErrConflict, p.Kind, api.KindSilk)
 	case p.Mode != api.ModeVXLAN && p.Mode != api.ModeWireGuard:
 		return fmt.Errorf("%w: mode %q is neither %s nor %s", store.ErrConflict, p.Mode, api.ModeVXLAN, api.ModeWireGuard)
-	case p.Mode == api.ModeVXLAN && (!p.Key.IsZero() || p.Tunnel.IsValid() || p.WireGuardPort != 0):
+	case p.Mode == api.ModeVXLAN && (!p.Key.IsZero() || !p.NextKey.IsZero() || p.Tunnel.IsValid() || p.WireGuardPort != 0):
 		return fmt.Errorf("%w: a key, a tunnel address and a WireGuard port are for mode %s only", store.ErrConflict, api.ModeWireGuard)
+	case !p.NextKey.IsZero():
+		return fmt.Errorf("%w: a next key is for cells, which publish it themselves", store.ErrConflict)
 	case p.Mode == api.ModeWireGuard && p.Key.IsZero():
 		return fmt.Errorf("%w: a peer of mode %s needs its public key", store.ErrConflict, p.Mode)
 	case !p.Underlay.Is4() || p.Underlay.IsUnspecified() || p.Underlay.IsMulticast():

@@ -47,7 +47,12 @@ var leaseTests = map[string]func(*testing.T, Open){
 	"a cell that moves keeps its lease under its new address": func(t *testing.T, open Open) {
 		f := start(t, open)
 		l := f.lease("c1", at("192.0.2.1:4789"))
-		same(t, "lease", f.lease("c1", again("192.0.2.7:4790", l)), l)
+		moved := f.lease("c1", again("192.0.2.7:4790", l))
+		if l.Revision != 1 || moved.Revision != 2 {
+			t.Errorf("known at revisions %d and %d, want 1 and 2", l.Revision, moved.Revision)
+		}
+		l.Revision = moved.Revision
+		same(t, "lease", moved, l)
 		if d := f.since(1); len(d) != 1 || d[0].PeersSet[0].Port != 4790 || d[0].PeersSet[0].Generation != 1 {
 			t.Errorf("change %+v", d)
 		}

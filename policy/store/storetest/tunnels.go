@@ -42,6 +42,54 @@ var tunnelTests = map[string]func(*testing.T, Open){
 		want.Mode, want.Key, want.WireGuardPort, want.Tunnel = api.ModeVXLAN, api.TunnelKey{}, 0, netip.Addr{}
 		same(t, "plain", f.state().Peers, []api.Peer{want})
 	},
+	"a second key, while the cell rotates": func(t *testing.T, open Open) {
+		f := start(t, open, small)
+		r := inTunnel("192.0.2.1:4789", 51820, 1)
+		l := f.lease("c1", r)
+		r.Subnet, r.Generation = l.Subnet, l.Generation
+		want := f.state().Peers[0]
+		for _, step := range []struct {
+			name      string
+			key, next byte
+			revision  api.Revision
+		}{
+			{"both", 1, 2, 2}, {"both again", 1, 2, 2}, {"the new one alone", 2, 0, 3},
+			{"the next", 2, 3, 4}, {"given up", 2, 0, 5}, {"to and fro", 2, 1, 6},
+		} {
+			r.Key, r.NextKey = api.TunnelKey{step.key}, api.TunnelKey{step.next}
+			got := f.lease("c1", r)
+			if got.Revision != step.revision || got.Epoch != f.Epoch() || got.Generation != l.Generation {
+				t.Errorf("%s: %+v, want revision %d", step.name, got, step.revision)
+			}
+			want.Key, want.NextKey = r.Key, r.NextKey
+			same(t, step.name, f.state().Peers, []api.Peer{want})
+		}
+		for _, step := range []struct {
+			name      string
+			key, next byte
+			mode      api.TunnelMode
+		}{
+			{"twice the same", 7, 7, api.ModeWireGuard}, {"without the mode", 7, 8, api.ModeVXLAN},
+			{"another's key as next", 7, 2, api.ModeWireGuard}, {"another's next as next", 7, 1, api.ModeWireGuard},
+			{"another's next as key", 1, 7, api.ModeWireGuard}, {"another's key", 2, 7, api.ModeWireGuard},
+		} {
+			r := inTunnel("192.0.2.2:4789", 51820, step.key)
+			r.NextKey, r.Mode = api.TunnelKey{step.next}, step.mode
+			if _, err := f.Lease(t.Context(), "c2", r); !errors.Is(err, store.ErrConflict) {
+				t.Errorf("%s: %v, want %v", step.name, err, store.ErrConflict)
+			}
+		}
+		p := silk("s1", "192.0.2.200", "10.9.0.7/32")
+		p.Mode, p.Key, p.NextKey, p.Tunnel = api.ModeWireGuard, api.TunnelKey{9}, api.TunnelKey{10}, netip.MustParseAddr("100.100.0.7")
+		if err := f.AddPeer(t.Context(), p); !errors.Is(err, store.ErrConflict) {
+			t.Errorf("a foreign peer with two keys: %v, want %v", err, store.ErrConflict)
+		}
+		// A lease that ends takes both keys with it.
+		f.must(f.ReleaseLease(t.Context(), "c1"))
+		free := inTunnel("192.0.2.2:4789", 51820, 1)
+		free.NextKey = api.TunnelKey{2}
+		f.lease("c2", free)
+	},
 	"a key, a port or a tunnel address is one peer's": func(t *testing.T, open Open) {
 		f := start(t, open, small)
 		first := f.lease("c1", inTunnel("192.0.2.1:4789", 51820, 1))
