@@ -177,6 +177,21 @@ func AddPort(ctx context.Context, c Container, p control.Port) error {
 	return nil
 }
 
+// AddRules lets a container that is attached reach more outside the overlay. false:
+// the cell keeps the rules, and goes by the control plane's security groups.
+func AddRules(ctx context.Context, c Container, rules []policy.SecurityRule) (inForce bool, err error) {
+	client, err := dial(c.Socket)
+	if err != nil {
+		return false, err
+	}
+	defer client.Close()
+	got, err := client.AddRules(ctx, control.RulesAdd{Container: c.Name(), Rules: rules})
+	if err != nil {
+		return false, fmt.Errorf("add rules: %w", err)
+	}
+	return got.InForce, nil
+}
+
 // Check compares the container with the address that Add answered.
 func Check(ctx context.Context, c Container, address netip.Prefix) error {
 	ns, err := netcfg.Open(c.Netns)

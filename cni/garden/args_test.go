@@ -67,7 +67,8 @@ func TestErrorTexts(t *testing.T) {
 		{"no networks' directory", all(nowhere), "cfnetworking: load cni config: "},
 		{"handle that is a path", []string{"--configFile", good, "--handle", "../h1", "--action", "down"}, `cfnetworking: handle "../h1"`},
 		{"unknown action", []string{"--configFile", good, "--handle", "h1", "--action", "fly"}, "cfnetworking: unrecognized action: fly"},
-		{"net-out", []string{"--configFile", good, "--handle", "h1", "--action", "net-out"}, "cfnetworking: unrecognized action: net-out"},
+		{"net-out not JSON", []string{"--configFile", good, "--handle", "h1", "--action", "net-out"}, "cfnetworking: decoding stdin: "},
+		{"bulk-net-out not JSON", []string{"--configFile", good, "--handle", "h1", "--action", "bulk-net-out"}, "cfnetworking: decoding stdin: "},
 		{"net-in not JSON", []string{"--configFile", good, "--handle", "h1", "--action", "net-in"}, "cfnetworking: decoding stdin: "},
 		{"input not JSON", []string{"--configFile", good, "--handle", "h1", "--action", "up"}, "cfnetworking: decoding stdin: "},
 	} {
@@ -78,11 +79,13 @@ func TestErrorTexts(t *testing.T) {
 			}
 		})
 	}
-	t.Run("net-in without our plugin", func(t *testing.T) {
-		if _, errs, code := c.call("net-in", "h1", `{"ContainerPort": 8080}`); code != 1 || !strings.HasPrefix(errs, "cfnetworking: unrecognized action: net-in") {
-			t.Errorf("exit status %d, stderr %q", code, errs)
-		}
-	})
+	for _, action := range []string{"net-in", "net-out", "bulk-net-out"} {
+		t.Run(action+" without our plugin", func(t *testing.T) {
+			if _, errs, code := c.call(action, "h1", `{"ContainerPort": 8080}`); code != 1 || !strings.HasPrefix(errs, "cfnetworking: unrecognized action: "+action+": ") {
+				t.Errorf("exit status %d, stderr %q", code, errs)
+			}
+		})
+	}
 	t.Run("namespace not there", func(t *testing.T) {
 		c.configure(nil)
 		_, errs, code := c.call("up", "h1", `{"Pid": 2147483647}`)

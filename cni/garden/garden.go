@@ -81,6 +81,12 @@ func do(ctx context.Context, args []string, stdin io.Reader, log io.Writer) (pre
 			return prefix, nil, err
 		}
 		return prefix, out, nil
+	case "net-out", "bulk-net-out":
+		var in netOutInput
+		if err := json.NewDecoder(stdin).Decode(&in); err != nil {
+			return prefix, nil, fmt.Errorf("decoding stdin: %w", err)
+		}
+		return prefix, nil, n.netOut(ctx, a.action, a.handle, in)
 	case "down":
 		return prefix, nil, n.down(ctx, a.handle)
 	}

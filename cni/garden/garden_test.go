@@ -303,3 +303,50 @@ func TestNetIn(t *testing.T) {
 		t.Errorf("ports %+v", ports)
 	}
 }
+
+// TestNetOut: plain Garden clients open more to a container that runs, by one rule or
+// by several, and all of them or none.
+func TestNetOut(t *testing.T) {
+	nstest.NeedRoot(t)
+	nstest.NeedTUN(t)
+	daemon, n := cnitest.New(t), nstest.New(t)
+	c := newCell(t, fmt.Sprintf(`{"name": "tulle", "cniVersion": "1.0.0", "plugins": [{"type": "tulle-cni", "socket": %q}]}`, daemon.Socket))
+	if _, errs, err := c.upWith(n, "h1", ""); err != nil {
+		t.Fatalf("up: %v: %s", err, errs)
+	}
+	const kept = "the cell goes by the security groups of the control plane, the rules are kept and not in force\n"
+	for _, row := range []struct {
+		name, action, handle, in string
+		inForce                  bool
+		errs                     string
+		code                     int
+		rules                    string
+	}{
+		{"one", "net-out", "h1", `{"container_ip": "10.255.7.3", "netout_rule": {"protocol": 1, "networks": [{"start": "192.0.2.1", "end": "192.0.2.9"}], "ports": [{"start": 443, "end": 443}], "log": true}}`,
+			true, "", 0, "[{tcp 192.0.2.1-192.0.2.9 443 0 0  true}]"},
+		{"several", "bulk-net-out", "h1", `{"container_ip": "10.255.7.3", "netout_rules": [{"networks": [{"start": "192.0.2.1"}]}, {"protocol": 3, "networks": [{"start": "192.0.2.2"}], "icmps": {"type": 8}}]}`,
+			true, "", 0, "[{all 192.0.2.1  0 0  false} {icmp 192.0.2.2  8 -1  false}]"},
+		{"none", "bulk-net-out", "h1", `{"container_ip": "10.255.7.3", "netout_rules": []}`, true, "", 0, "[]"},
+		{"everywhere, which opens nothing in Cloud Foundry", "net-out", "h1", `{"netout_rule": {"protocol": 1}}`, true, "net-out of h1: rule 1 has no networks and opens nothing\n", 0, "[]"},
+		{"groups decide", "net-out", "h1", `{"netout_rule": {"networks": [{"start": "192.0.2.1"}]}}`, false, "net-out of h1: " + kept, 0, "[{all 192.0.2.1  0 0  false}]"},
+		{"one bad of two", "bulk-net-out", "h1", `{"netout_rules": [{"networks": [{"start": "192.0.2.1"}]}, {"protocol": 9, "networks": [{"start": "192.0.2.1"}]}]}`,
+			true, "cfnetworking: bulk-net-out: rule 2: protocol 9 is none of 0 (all), 1 (tcp), 2 (udp) and 3 (icmp)\n", 1, "[]"},
+		{"no address", "net-out", "h1", `{"netout_rule": {"networks": [{"start": "here"}]}}`, true, "cfnetworking: net-out: rule 1: destination \"here\": ", 1, "[]"},
+		{"nobody's", "net-out", "h2", `{"netout_rule": {"networks": [{"start": "192.0.2.1"}]}}`, true, "cfnetworking: net-out: add rules: container h2 is not attached to this cell\n", 1, "[]"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			daemon.Set(func() { daemon.InForce = row.inForce })
+			before := len(daemon.Seen().Rules)
+			out, errs, code := c.call(row.action, row.handle, row.in)
+			if out != "" || code != row.code || !strings.HasPrefix(errs, row.errs) || (errs == "") != (row.errs == "") {
+				t.Errorf("exit status %d, stdout %q, stderr %q, want %d and %q", code, out, errs, row.code, row.errs)
+			}
+			if got := fmt.Sprint(daemon.Seen().Rules[before:]); got != row.rules {
+				t.Errorf("the cell has got %s, want %s", got, row.rules)
+			}
+		})
+	}
+	if _, errs, code := c.call("down", "h1", "null"); code != 0 {
+		t.Error(errs)
+	}
+}

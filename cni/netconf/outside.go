@@ -71,10 +71,10 @@ type NetOutControl struct {
 	Code *int `json:"code"`
 }
 
-// rule is the rule in a security group's words. false: it allows nothing, as the
+// Rule is the rule in a security group's words. false: it allows nothing, as the
 // original makes nothing of a rule without networks. What is wrong in it the cell
 // says, of this rule alone.
-func (r NetOutRule) rule() (policy.SecurityRule, bool, error) {
+func (r NetOutRule) Rule() (policy.SecurityRule, bool, error) {
 	out := policy.SecurityRule{Log: r.Log}
 	var to []string
 	for _, n := range r.Networks {
@@ -121,7 +121,7 @@ func span(start, end string) string {
 func (c *Conf) rules() ([]policy.SecurityRule, error) {
 	var all []policy.SecurityRule
 	for i, r := range c.Runtime.NetOutRules {
-		rule, is, err := r.rule()
+		rule, is, err := r.Rule()
 		if err != nil {
 			return nil, fmt.Errorf("network %s: netOutRules[%d]: %w", c.Name, i, err)
 		}

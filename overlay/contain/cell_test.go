@@ -293,3 +293,6 @@ func (c *cell) AddPort(context.Context, control.Peer, control.PortAdd) error    
 func (c *cell) RemovePort(context.Context, control.Peer, control.PortRemove) error { return nil }
 func (c *cell) Ports(context.Context) ([]control.ListedPort, error)                { return nil, nil }
 func (c *cell) NATWho(context.Context, control.NATWho) ([]control.NATFound, error) { return nil, nil }
+func (c *cell) AddRules(context.Context, control.Peer, control.RulesAdd) (control.RulesAdded, error) {
+	return control.RulesAdded{}, nil
+}

@@ -25,6 +25,7 @@ const (
 	opPortRemove = "port-remove"
 	opPortList   = "port-list"
 	opNATWho     = "nat-who"
+	opRulesAdd   = "rules-add"
 )
 
 const (
@@ -75,6 +76,12 @@ func decodeRequest(payload []byte, n int) (any, error) {
 			return PortRemove(p), p.check()
 		}
 		return p, p.check()
+	case opRulesAdd:
+		var a RulesAdd
+		if err := json.Unmarshal(r.Body, &a); err != nil {
+			return nil, Errorf(CodeBadRequest, "%s: %v", r.Op, err)
+		}
+		return a, a.check()
 	case opPortList:
 		return portListRequest{}, nil
 	case opNATWho:

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"tulle/policy"
 )
 
 // The daemon of this package's tests keeps no ports: it says back what it was asked.
@@ -27,6 +30,41 @@ func (d *daemon) Ports(context.Context) ([]ListedPort, error) {
 
 func (d *daemon) NATWho(_ context.Context, q NATWho) ([]NATFound, error) {
 	return []NATFound{{Source: q.Source, Begin: q.At, App: "web"}}, nil
+}
+
+func (d *daemon) AddRules(_ context.Context, _ Peer, r RulesAdd) (RulesAdded, error) {
+	return RulesAdded{InForce: r.Container == "c1" && r.Rules[0].Ports == "443"}, r.Room(maxRules - 2)
+}
+
+// TestRules reach the handler whole, or not at all.
+func TestRules(t *testing.T) {
+	path, _ := serve(t, &daemon{}, everyone())
+	c := dial(t, path)
+	rule := policy.SecurityRule{Protocol: "tcp", Destination: "192.0.2.1", Ports: "443"}
+	if got, err := c.AddRules(t.Context(), RulesAdd{"c1", []policy.SecurityRule{rule, rule}}); err != nil || !got.InForce {
+		t.Errorf("added: %+v, %v", got, err)
+	}
+	bad := rule
+	bad.Ports = "443,0"
+	for name, r := range map[string]RulesAdd{
+		"container: container \"\"":          {"", []policy.SecurityRule{rule}},
+		"a bad one: rule 2: ports \"443,0\"": {"c1", []policy.SecurityRule{rule, bad}},
+		"no room: container c1 has 4094":     {"c1", []policy.SecurityRule{rule, rule, rule}},
+	} {
+		_, says, _ := strings.Cut(name, ": ")
+		var e *Error
+		if _, err := c.AddRules(t.Context(), r); !errors.As(err, &e) || e.Code != CodeBadRequest || !strings.HasPrefix(e.Message, says) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// More rules than a container may have are refused before any is looked at.
+func TestRulesAreBounded(t *testing.T) {
+	err := RulesAdd{"c1", make([]policy.SecurityRule, maxRules+1)}.check()
+	if codeOf(err) != CodeBadRequest || !strings.Contains(err.Error(), "4097 rules, at most 4096") {
+		t.Errorf("%d rules: %v", maxRules+1, err)
+	}
 }
 
 func TestPortsAndNAT(t *testing.T) {

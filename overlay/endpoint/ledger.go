@@ -116,6 +116,13 @@ func (l *Ledger) replay(r *record, first bool) error {
 		}
 		e.Ports = r.Ports.Ports
 		l.endpoints[e.Container] = e
+	case r.Rules != nil:
+		e, ok := l.endpoints[r.Rules.Container]
+		if !ok {
+			return fmt.Errorf("rules of %q: %w", r.Rules.Container, ErrNotFound)
+		}
+		e.Rules = r.Rules.Rules
+		l.endpoints[e.Container] = e
 	case r.Detach != "":
 		e, ok := l.endpoints[r.Detach]
 		if !ok {
@@ -297,16 +304,28 @@ func (l *Ledger) attach(e *Endpoint) (at int64, err error) {
 
 // SetPorts journals the ports of the host that lead to a container.
 func (l *Ledger) SetPorts(container string, ports []control.Port) error {
+	return l.change(container, &record{Ports: &portsRecord{Container: container, Ports: ports}}, func(e *Endpoint) { e.Ports = ports })
+}
+
+// SetRules journals the rules of a container's own.
+func (l *Ledger) SetRules(container string, rules []policy.SecurityRule) error {
+	return l.change(container, &record{Rules: &rulesRecord{Container: container, Rules: rules}}, func(e *Endpoint) { e.Rules = rules })
+}
+
+// change makes the endpoint what r says, and writes r.
+func (l *Ledger) change(container string, r *record, f func(*Endpoint)) error {
 	l.mu.Lock()
 	e, ok := l.endpoints[container]
 	if !ok {
 		l.mu.Unlock()
 		return ErrNotFound
 	}
-	at, err := l.appendLocked(&record{Ports: &portsRecord{Container: container, Ports: ports}})
-	if err == nil {
-		e.Ports = ports
-		l.endpoints[container] = e
+	old := e
+	f(&e)
+	l.endpoints[container] = e
+	at, err := l.appendLocked(r)
+	if err != nil {
+		l.endpoints[container] = old
 	}
 	l.mu.Unlock()
 	if err != nil {
@@ -326,18 +345,8 @@ func (l *Ledger) SetApp(container string, id policy.AppID) error {
 		}
 		return nil
 	}
-	old := e
-	e.AppID = id
-	l.endpoints[container] = e
-	at, err := l.appendLocked(&record{App: &appRecord{Container: container, AppID: id}})
-	if err != nil {
-		l.endpoints[container] = old
-	}
 	l.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	return l.j.sync(at)
+	return l.change(container, &record{App: &appRecord{Container: container, AppID: id}}, func(e *Endpoint) { e.AppID = id })
 }
 
 // Detach ends the container's endpoint: its address rests from now on. In

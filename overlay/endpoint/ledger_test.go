@@ -21,7 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"tulle/overlay/control"
-
+	"tulle/policy"
 	"tulle/policy/api"
 )
 
@@ -89,6 +89,13 @@ func TestLedgerSurvives(t *testing.T) {
 	if err := l.SetPorts("c9", nil); !errors.Is(err, ErrNotFound) {
 		t.Errorf("ports of nobody: %v", err)
 	}
+	two.Rules = []policy.SecurityRule{{Protocol: "tcp", Destination: "192.0.2.1", Ports: "443", Log: true}}
+	if err := l.SetRules("c2", two.Rules); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.SetRules("c9", nil); !errors.Is(err, ErrNotFound) {
+		t.Errorf("rules of nobody: %v", err)
+	}
 	if got, err := l.Detach("c1"); err != nil || got.Address != one.Address {
 		t.Errorf("detach: %+v, %v", got, err)
 	}
@@ -119,6 +126,27 @@ func TestLedgerSurvives(t *testing.T) {
 	three := mustAttach(t, l, "c3")
 	if three.Counter <= two.Counter || three.Address == one.Address {
 		t.Errorf("after %+v and %+v came %+v", one, two, three)
+	}
+}
+
+// A change that makes the journal begin anew is in the new one.
+func TestLedgerChangeThatBeginsTheJournalAnew(t *testing.T) {
+	dir, c := t.TempDir(), &clock{}
+	l := open(t, dir, c)
+	if err := l.SetLease(testLease("10.255.7.0/24")); err != nil {
+		t.Fatal(err)
+	}
+	want := mustAttach(t, l, "c1")
+	want.Rules = []policy.SecurityRule{{Protocol: "all", Destination: "192.0.2.1"}}
+	l.j.records = rewriteAfter - 1 // as if as many had been written
+	if err := l.SetRules("c1", want.Rules); err != nil {
+		t.Fatal(err)
+	}
+	if n := l.j.length(); n != 1 {
+		t.Fatalf("%d records, the journal did not begin anew", n)
+	}
+	if diff := cmp.Diff([]Endpoint{want}, reopen(t, l, dir, c).List(), addrs); diff != "" {
+		t.Errorf("endpoints (-want +got)\n%s", diff)
 	}
 }
 

@@ -59,6 +59,7 @@ type record struct {
 	Attach   *Endpoint    `json:"attach,omitempty"`
 	App      *appRecord   `json:"app,omitempty"`
 	Ports    *portsRecord `json:"ports,omitempty"`
+	Rules    *rulesRecord `json:"rules,omitempty"`
 	Detach   string       `json:"detach,omitempty"`
 	Sequence uint64       `json:"sequence,omitempty"` // all below may have been used
 }
@@ -72,6 +73,12 @@ type appRecord struct {
 type portsRecord struct {
 	Container string         `json:"container"`
 	Ports     []control.Port `json:"ports"`
+}
+
+// rulesRecord is all rules of a container's own.
+type rulesRecord struct {
+	Container string                `json:"container"`
+	Rules     []policy.SecurityRule `json:"rules"`
 }
 
 // snapshot is everything; it stands first in a journal.
@@ -119,7 +126,7 @@ func decodeRecord(line []byte) (*record, error) {
 		return nil, fmt.Errorf("%w: %w", errLine, err)
 	}
 	kinds := 0
-	for _, is := range []bool{r.Snapshot != nil, r.Lease != nil, r.Attach != nil, r.App != nil, r.Ports != nil, r.Detach != "", r.Sequence != 0} {
+	for _, is := range []bool{r.Snapshot != nil, r.Lease != nil, r.Attach != nil, r.App != nil, r.Ports != nil, r.Rules != nil, r.Detach != "", r.Sequence != 0} {
 		if is {
 			kinds++
 		}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"tulle/overlay/control"
+	"tulle/policy"
 )
 
 func journalText(t testing.TB, rs ...*record) []byte {
@@ -77,6 +78,7 @@ func FuzzDecodeJournal(f *testing.F) {
 		&record{Attach: &Endpoint{Container: "c1", Counter: 4}},
 		&record{App: &appRecord{Container: "c1", AppID: "a"}},
 		&record{Ports: &portsRecord{Container: "c1", Ports: []control.Port{{HostPort: 80, Port: 80}}}},
+		&record{Rules: &rulesRecord{Container: "c1", Rules: []policy.SecurityRule{{Protocol: "all", Destination: "192.0.2.1"}}}},
 		&record{Detach: "c1"}, &record{Sequence: 1033})
 	f.Add(full)
 	f.Add(full[:len(full)-5])

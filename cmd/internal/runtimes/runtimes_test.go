@@ -15,6 +15,7 @@ func TestRuntimes(t *testing.T) {
 		{"podman-rootless", testUserPodman},
 		{"netavark", testNetavark},
 		{"garden", testGarden},
+		{"garden-rules", testGardenRules},
 		{"runc", testRunc},
 		{"runc-rootless", testUserRunc},
 		{"containerd", testContainerd},

@@ -73,13 +73,14 @@ type world struct {
 	demo  *demo.World
 	hosts [2]*host
 	image string // root file system
+	bin   string // our binaries
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	keepCgroups(t)
 	bin := build(t)
-	w := &world{t: t, image: rootfs(t)}
+	w := &world{t: t, image: rootfs(t), bin: bin}
 	var err error
 	w.demo, err = demo.NewWorld(demo.Options{BinDir: bin, User: userID})
 	must(t, err)

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tulle/overlay/control"
+	"tulle/policy"
 )
 
 // Cell is one daemon. Tests change its fields in Set.
@@ -25,14 +26,16 @@ type Cell struct {
 	Socket    string
 	stop      func()
 	mu        sync.Mutex
-	Endpoints map[string]*Endpoint // guarded by mu
-	Refuse    error                // guarded by mu
-	Address   netip.Prefix         // guarded by mu: the next one given
-	MTU       int                  // guarded by mu
-	Before    func()               // guarded by mu: called when an attach has come
-	After     func()               // guarded by mu: called when the endpoint is there, before the answer
-	ports     []control.ListedPort // guarded by mu
-	seen      Seen                 // guarded by mu
+	Endpoints map[string]*Endpoint  // guarded by mu
+	Refuse    error                 // guarded by mu
+	Address   netip.Prefix          // guarded by mu: the next one given
+	MTU       int                   // guarded by mu
+	Before    func()                // guarded by mu: called when an attach has come
+	After     func()                // guarded by mu: called when the endpoint is there, before the answer
+	InForce   bool                  // guarded by mu: what is said of rules that come later
+	ports     []control.ListedPort  // guarded by mu
+	rules     []policy.SecurityRule // guarded by mu
+	seen      Seen                  // guarded by mu
 	attaching sync.WaitGroup
 }
 
@@ -147,6 +150,7 @@ func (c *Cell) Status(context.Context) (control.Status, error) {
 
 // Seen is what has been asked of a cell, and what it has.
 type Seen struct {
+	Rules      []policy.SecurityRule // added to containers
 	Attaches   []control.Attach
 	Detached   []string
 	Containers []string // attached now, sorted
@@ -156,7 +160,7 @@ type Seen struct {
 func (c *Cell) Seen() Seen {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return Seen{slices.Clone(c.seen.Attaches), slices.Clone(c.seen.Detached), slices.Sorted(maps.Keys(c.Endpoints))}
+	return Seen{slices.Clone(c.rules), slices.Clone(c.seen.Attaches), slices.Clone(c.seen.Detached), slices.Sorted(maps.Keys(c.Endpoints))}
 }
 
 // Settle returns when no attach is being worked on.
@@ -213,6 +217,17 @@ func (c *Cell) Ports(context.Context) ([]control.ListedPort, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Clone(c.ports), nil
+}
+
+// AddRules implements control.Handler.
+func (c *Cell) AddRules(_ context.Context, _ control.Peer, r control.RulesAdd) (control.RulesAdded, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := c.Endpoints[r.Container]; !ok {
+		return control.RulesAdded{}, control.Errorf(control.CodeNotFound, "container %s is not attached to this cell", r.Container)
+	}
+	c.rules = append(c.rules, r.Rules...)
+	return control.RulesAdded{InForce: c.InForce}, nil
 }
 
 // NATWho implements control.Handler; nothing ever left this cell.

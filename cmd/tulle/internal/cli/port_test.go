@@ -23,6 +23,10 @@ func (cell) Ports(context.Context) ([]control.ListedPort, error) {
 	}, nil
 }
 
+func (cell) AddRules(context.Context, control.Peer, control.RulesAdd) (control.RulesAdded, error) {
+	return control.RulesAdded{}, nil
+}
+
 func (cell) NATWho(_ context.Context, q control.NATWho) ([]control.NATFound, error) {
 	if q.Source.Port() == 1 {
 		return nil, nil
