@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -10,12 +11,65 @@ import (
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+
+	"tulle/policy/ca"
 )
 
 // TestDiscovery: what a route emitter registers over NATS a DNS adapter finds, by
-// the original's API and the legacy root's certificates; so are apps' routes.
+// the original's API. Once with the legacy root's certificates and plain NATS, once
+// with roots of others' for both, as in a Cloud Foundry.
 func TestDiscovery(t *testing.T) {
-	n, err := natsserver.NewServer(&natsserver.Options{Host: "127.0.0.1", Port: -1, NoSigs: true, Username: "nats", Password: "pass"})
+	for _, name := range []string{"legacy root", "roots of a foundation"} {
+		t.Run(name, func(t *testing.T) { discovers(t, name != "legacy root") })
+	}
+}
+
+// theirs is another's roots: files of a client, and what its servers show and take.
+func theirs(t *testing.T) (dir string, server *tls.Config) {
+	t.Helper()
+	pki := filepath.Join(t.TempDir(), "pki")
+	roots, err := ca.Create(pki)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clients, err := ca.CreateLegacy(pki)
+	if err != nil {
+		t.Fatal(err)
+	}
+	credential, err := clients.IssueLegacy("policy-server", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir = t.TempDir()
+	if err := ca.WriteLegacy(dir, credential, roots.Server); err != nil {
+		t.Fatal(err)
+	}
+	certificate, err := roots.Server.Certificates([]string{"127.0.0.1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server = ca.LegacyTLS(clients, certificate)
+	server.NextProtos = nil
+	if err := os.Rename(filepath.Join(pki, "legacy", "cert.pem"), filepath.Join(dir, "client-ca.pem")); err != nil {
+		t.Fatal(err)
+	}
+	return dir, server
+}
+
+func discovers(t *testing.T, foreign bool) {
+	options := &natsserver.Options{Host: "127.0.0.1", Port: -1, NoSigs: true, Username: "nats", Password: "pass"}
+	dir := initialised(t, "--legacy=127.0.0.1:0")
+	settings := "discovery: 127.0.0.1:0\nnats_user: nats\nnats_password_file: nats-password\n" +
+		"route_emitter_interval_seconds: 1\nstaleness_threshold_seconds: 2\n"
+	var foundation string
+	if foreign {
+		foundation, options.TLSConfig = theirs(t)
+		options.TLSVerify, options.TLSTimeout = true, 20
+		at := func(name string) string { return filepath.Join(foundation, name) }
+		settings += "nats_ca: " + at("server-ca.pem") + "\nnats_cert: " + at("client.pem") + "\nnats_key: " + at("client-key.pem") +
+			"\ndiscovery_ca: " + at("client-ca.pem") + "\n"
+	}
+	n, err := natsserver.NewServer(options)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -24,7 +78,6 @@ func TestDiscovery(t *testing.T) {
 		t.Fatal("NATS does not start")
 	}
 	t.Cleanup(n.Shutdown)
-	dir := initialised(t, "--legacy=127.0.0.1:0")
 	if err := os.WriteFile(filepath.Join(dir, "nats-password"), []byte("pass\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -32,8 +85,7 @@ func TestDiscovery(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.WriteString("discovery: 127.0.0.1:0\nnats: [\"" + n.ClientURL() + "\"]\nnats_user: nats\nnats_password_file: nats-password\n" +
-		"route_emitter_interval_seconds: 1\nstaleness_threshold_seconds: 2\n"); err != nil {
+	if _, err := f.WriteString(settings + "nats: [\"nats://" + n.Addr().String() + "\"]\n"); err != nil {
 		t.Fatal(err)
 	}
 	if err := f.Close(); err != nil {
@@ -43,6 +95,10 @@ func TestDiscovery(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "adapter")
 	must(t, "issue-legacy", "bosh-dns-adapter", "--dir", dir, "--out", out)
 	adapter := legacyClient(t, out)
+	if foreign { // its certificate is another root's; that of the server is not
+		adapter.Transport.(*http.Transport).TLSClientConfig.Certificates =
+			legacyClient(t, foundation).Transport.(*http.Transport).TLSClientConfig.Certificates
+	}
 	lookup := func(path string) string { return ask(t, adapter, "GET", "https://"+s.Lookup+path, "") }
 	until := func(what, path string, want func(string) bool) {
 		t.Helper()
@@ -56,7 +112,11 @@ func TestDiscovery(t *testing.T) {
 			}
 		}
 	}
-	emitter, err := nats.Connect(n.ClientURL(), nats.UserInfo("nats", "pass"))
+	emitterOptions := []nats.Option{nats.UserInfo("nats", "pass")}
+	if foreign {
+		emitterOptions = append(emitterOptions, nats.Secure(legacyClient(t, foundation).Transport.(*http.Transport).TLSClientConfig))
+	}
+	emitter, err := nats.Connect("nats://"+n.Addr().String(), emitterOptions...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,10 +153,21 @@ func TestDiscovery(t *testing.T) {
 	<-done
 	until("nobody repeats it", "/v1/registration/web.apps.internal", func(got string) bool { return strings.HasPrefix(got, `200 OK {"hosts":[],`) })
 
-	stranger := legacyClient(t, out)
-	stranger.Transport.(*http.Transport).TLSClientConfig.Certificates = nil
-	if _, err := stranger.Get("https://" + s.Lookup + "/routes"); err == nil {
-		t.Error("a client without a certificate is answered")
+	// Nobody is answered without a certificate, or with one of another root.
+	for what, certificates := range map[string][]tls.Certificate{
+		"no certificate":              nil,
+		"a certificate of other root": legacyClient(t, out).Transport.(*http.Transport).TLSClientConfig.Certificates,
+	} {
+		stranger := legacyClient(t, out)
+		if certificates != nil && !foreign {
+			elsewhere, _ := theirs(t)
+			certificates = legacyClient(t, elsewhere).Transport.(*http.Transport).TLSClientConfig.Certificates
+		}
+		stranger.Transport.(*http.Transport).TLSClientConfig.Certificates = certificates
+		if answer, err := stranger.Get("https://" + s.Lookup + "/routes"); err == nil {
+			answer.Body.Close()
+			t.Errorf("a client with %s is answered", what)
+		}
 	}
 }
 

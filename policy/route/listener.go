@@ -29,7 +29,10 @@ const (
 	subjectStart      = "service-discovery.start"
 )
 
-const flushTimeout = 5 * time.Second
+const (
+	flushTimeout  = 5 * time.Second
+	reconnectWait = time.Second
+)
 
 // pruneThreshold is what the original tells emitters, whatever its own is.
 const pruneThreshold = 120
@@ -81,6 +84,8 @@ type Listener struct {
 	table *Table
 	// add and remove are on their way to the store: a route is in one of them at most.
 	add, remove map[policy.Route]struct{}
+	// complained is when it was last said why NATS cannot be had; zero while it is there.
+	complained time.Time
 
 	registers, unregisters, greets, malformed, pruned atomic.Uint64
 	subscribed, connected                             atomic.Bool
@@ -148,9 +153,19 @@ func (l *Listener) Run(ctx context.Context) error {
 // connect tells ended why the connection is over, and closes over when no handler of
 // it runs any more.
 func (l *Listener) connect(ended chan<- error, over chan<- struct{}) (*nats.Conn, error) {
+	var itself atomic.Pointer[nats.Conn]
 	o := []nats.Option{
 		nats.Name("tulle-policy-server"),
-		nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectWait(time.Second),
+		// Whatever is wrong, a password too, can be mended at the other end.
+		nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.IgnoreAuthErrorAbort(),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { l.complain(err) }),
+		nats.CustomReconnectDelay(func(int) time.Duration {
+			// A handshake that fails, of TLS or of NATS, is told nobody else.
+			if c := itself.Load(); c != nil {
+				l.complain(c.LastError())
+			}
+			return reconnectWait
+		}),
 		nats.ConnectHandler(l.arrived), nats.ReconnectHandler(l.arrived),
 		nats.DisconnectErrHandler(func(c *nats.Conn, err error) {
 			if c.IsClosed() {
@@ -181,6 +196,7 @@ func (l *Listener) connect(ended chan<- error, over chan<- struct{}) (*nats.Conn
 	if err != nil {
 		return nil, err
 	}
+	itself.Store(conn)
 	for subject, handle := range map[string]nats.MsgHandler{
 		subjectRegister:   func(m *nats.Msg) { l.registers.Add(1); l.hear(m, true) },
 		subjectUnregister: func(m *nats.Msg) { l.unregisters.Add(1); l.hear(m, false) },
@@ -217,9 +233,27 @@ func (l *Listener) arrived(c *nats.Conn) {
 	}
 	l.mu.Lock()
 	l.table.Connected(l.opt.Now())
+	l.complained = time.Time{}
 	l.mu.Unlock()
 	l.connected.Store(true)
 	l.opt.Log.Info("NATS is there", "server", c.ConnectedUrlRedacted())
+}
+
+// complain says why NATS cannot be had: at once, and then at most once an interval.
+func (l *Listener) complain(err error) {
+	if err == nil {
+		return
+	}
+	now := l.opt.Now()
+	l.mu.Lock()
+	due := l.complained.IsZero() || now.Sub(l.complained) >= l.opt.Interval
+	if due {
+		l.complained = now
+	}
+	l.mu.Unlock()
+	if due {
+		l.opt.Log.Warn("NATS cannot be had; it is tried again and again", "servers", l.opt.Servers, "error", err)
+	}
 }
 
 func (l *Listener) greeting() []byte {

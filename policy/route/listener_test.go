@@ -122,10 +122,18 @@ func newRig(t *testing.T) *rig {
 // listen starts a listener; pruning is the test's to call.
 func (r *rig) listen() {
 	r.Helper()
+	r.listenWith(func(*Options) {})
+	r.until("connected", func() bool { return r.listener.Counts().Connected })
+}
+
+// listenWith is listen with other options, and does not wait for a connection.
+func (r *rig) listenWith(change func(*Options)) {
+	r.Helper()
+	o := Options{Store: r.refuse, Servers: []string{r.nats.ClientURL()}, User: "nats", Password: "pass",
+		Host: "10.0.0.9", Now: r.clock, Log: slog.New(slog.NewTextHandler(r, nil))}
+	change(&o)
 	var err error
-	r.listener, err = NewListener(Options{Store: r.refuse, Servers: []string{r.nats.ClientURL()}, User: "nats", Password: "pass",
-		Host: "10.0.0.9", Now: r.clock, Log: slog.New(slog.NewTextHandler(r, nil))})
-	if err != nil {
+	if r.listener, err = NewListener(o); err != nil {
 		r.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -138,7 +146,6 @@ func (r *rig) listen() {
 		}
 	})
 	r.Cleanup(r.stop)
-	r.until("connected", func() bool { return r.listener.Counts().Connected })
 }
 
 func (r *rig) publish(subject, message string) {
