@@ -3,6 +3,7 @@ package dns
 import (
 	"encoding/binary"
 	"errors"
+	"net/netip"
 	"time"
 
 	"github.com/miekg/dns"
@@ -34,10 +35,10 @@ func (r *Resolver) byRecords(q query) (answer []byte, ask *dns.Msg) {
 	ask, rcode, err := decode(q.message)
 	switch {
 	case err != nil:
-		r.counters.malformed.Add(1)
+		r.malformed(q.from, err)
 		return nil, nil
 	case rcode == dns.RcodeFormatError:
-		r.counters.malformed.Add(1)
+		r.malformed(q.from, errNoQuestion)
 		return pack(refusal(ask, rcode, nil), ask, q.limit), nil
 	case rcode != dns.RcodeSuccess:
 		r.counters.refused.Add(1)
@@ -82,7 +83,26 @@ func (r *Resolver) outside(q query, ask *dns.Msg) []byte {
 	return pack(restore(got, ask), ask, q.limit)
 }
 
-var errNoQuery = errors.New("not a query")
+var (
+	errNoQuery    = errors.New("not a query")
+	errNoQuestion = errors.New("not one readable question")
+	errTooLong    = errors.New("a query that is longer than any honest one")
+)
+
+// tellEvery is how often malformed queries are worth a line of the log, whoever
+// sends them and however many.
+const tellEvery = 10 * time.Second
+
+// malformed counts what a container sent that is no query, and says so now and then.
+func (r *Resolver) malformed(from netip.Addr, why error) {
+	count := r.counters.malformed.Add(1)
+	now := r.now().UnixNano()
+	last := r.told.Load()
+	if last != 0 && now-last < int64(tellEvery) || !r.told.CompareAndSwap(last, now) {
+		return
+	}
+	r.log.Warn("container sends the resolver what is no question", "container", from, "error", why, "malformed_so_far", count)
+}
 
 // decode reads a container's datagram. An error means that there is nothing to
 // answer: it is too short for an id, or itself an answer (two forwarders must

@@ -93,6 +93,8 @@ type Resolver struct {
 	names     *Names
 	empty     bool
 	now       func() time.Time
+	log       *slog.Logger
+	told      atomic.Int64 // when a malformed query was last logged
 	upstreams *upstreams
 	cache     cache
 	looked    atomic.Int64 // when it was last looked whom to ask, before a cached answer
@@ -136,6 +138,7 @@ func New(o Options) *Resolver {
 		names:     o.Names,
 		empty:     o.EmptyUnknown,
 		now:       o.Now,
+		log:       o.Log,
 		upstreams: newUpstreams(o),
 		queue:     make(chan asked, o.Queue),
 		ctx:       ctx,

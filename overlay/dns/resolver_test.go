@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -305,6 +306,26 @@ func TestBadQueries(t *testing.T) {
 	resolve(t, f, "example.com") // one worker: what was submitted before is done
 	if got := f.Stats().Malformed - before; got != 4 {
 		t.Errorf("%d counted as malformed, want 4", got)
+	}
+}
+
+// Garbage is counted each time, and told now and then, with who sent it.
+func TestMalformedIsTold(t *testing.T) {
+	var log bytes.Buffer
+	now := time.Unix(1_800_000_000, 0)
+	f := start(t, Options{Upstreams: []netip.AddrPort{}, Now: func() time.Time { return now }, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	for range 100 {
+		f.Submit(container, []byte{1}, func([]byte) { t.Error("answered") })
+	}
+	now = now.Add(tellEvery)
+	f.Submit(container, make([]byte, headerLen), func([]byte) {})
+	lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+	if len(lines) != 2 || !strings.Contains(lines[0], `container=10.255.1.7 error="not a query" malformed_so_far=1`) ||
+		!strings.Contains(lines[1], `error="not one readable question" malformed_so_far=101`) {
+		t.Errorf("told:\n%s", log.String())
+	}
+	if got := f.Stats().Malformed; got != 101 {
+		t.Errorf("%d counted, want 101", got)
 	}
 }
 

@@ -80,7 +80,7 @@ func (r *Resolver) ServeConn(from netip.Addr, c net.Conn) {
 		n := binary.BigEndian.Uint16(length[:])
 		if n > maxQuery {
 			r.counters.queries.Add(1)
-			r.counters.malformed.Add(1)
+			r.malformed(from, errTooLong)
 			return
 		}
 		message := make([]byte, n)
