@@ -68,6 +68,7 @@ type Config struct {
 
 	// For tests; optional.
 	Clock      Clock
+	ResolvConf string // the host's; default: /etc/resolv.conf
 	ResumeWait time.Duration
 	ProxyAway  time.Duration
 	Client     client.Options // its patience; Server, Credentials and Log are set here

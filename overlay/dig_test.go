@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -13,9 +14,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tulle/overlay/control"
+	"tulle/overlay/fib"
 	"tulle/overlay/netcfg/nstest"
 	"tulle/policy"
 )
+
+func needDig(t *testing.T) {
+	t.Helper()
+	if _, err := exec.LookPath("dig"); err != nil {
+		nstest.Skip(t, "needs dig: install Debian's package bind9-dnsutils")
+	}
+}
 
 // dig is the answer of Debian's dig in the container's namespace.
 func (a *app) dig(args ...string) string {
@@ -40,6 +49,34 @@ func (a *app) short(args ...string) []string {
 	lines := strings.Fields(a.dig(append([]string{"+short"}, args...)...))
 	slices.Sort(lines)
 	return lines
+}
+
+// digSays checks what dig prints, however it sets its columns.
+func (a *app) digSays(args []string, want ...string) {
+	a.Helper()
+	got := a.dig(args...)
+	for _, w := range want {
+		if !strings.Contains(strings.Join(strings.Fields(got), " "), w) {
+			a.Errorf("dig %v does not say %q:\n%s", args, w, got)
+		}
+	}
+}
+
+// leaves waits until an address is out of the answers that each asker gets for a
+// name, and checks that none has it that was asked for later than within after since.
+func leaves(t *testing.T, since time.Time, within time.Duration, name string, address netip.Addr, askers ...*app) {
+	t.Helper()
+	for _, a := range askers {
+		eventually(t, fmt.Sprintf("%v is out of the answers to %s", address, a.id), func() bool {
+			asked := time.Now()
+			there := slices.Contains(a.short(name), address.String())
+			if late := asked.Sub(since); there && late > within {
+				t.Errorf("%v is still what %s is told of %s after %s", address, a.id, name, late)
+			}
+			return !there
+		})
+		t.Logf("%v was out of the answers to %s after %s", address, a.id, time.Since(since))
+	}
 }
 
 // attachProcess attaches a container that lives by a process, and returns how to
@@ -76,9 +113,7 @@ func (c *cell) attachProcess(id string, of policy.AppID, index string) (a *app, 
 // missing and why; and that the dead are gone within a second, on every cell,
 // killed as they were.
 func TestDig(t *testing.T) {
-	if _, err := exec.LookPath("dig"); err != nil {
-		nstest.Skip(t, "needs dig: install Debian's package bind9-dnsutils")
-	}
+	needDig(t)
 	p := newPlane(t)
 	upstream, _ := nameserver(t)
 	quiet := func(c *Config) { c.Resolvers = append(c.Resolvers, upstream) }
@@ -112,23 +147,32 @@ func TestDig(t *testing.T) {
 			t.Errorf("dig +short %v: %v, want %v", c.args, got, c.want)
 		}
 	}
+	const prohibited = "EDE: 18 (Prohibited): (no policy lets this app reach it; allow it with: tulle add-network-policy web back --protocol tcp --port 8080)"
+	twin := func(a *app) string { return fib.Twin(a.addr()).String() }
 	for _, c := range []struct {
 		args []string
 		want []string
 	}{
-		{[]string{"back.apps.internal"}, []string{"status: NOERROR", "flags: qr aa rd ra", "\t0\tIN\tA\t",
-			"EDE: 18 (Prohibited): (no policy lets this app reach it; allow it with: tulle add-network-policy web back --protocol tcp --port 8080)"}},
-		{[]string{"back.apps.internal", "AAAA"}, []string{"status: NOERROR", "fd74:756c:6c65::"}},
-		{[]string{"_8081._tcp.back.apps.internal", "SRV"}, []string{"SRV\t0 1 8081 0.back.apps.internal.", "SRV\t0 1 8081 1.back.apps.internal."}},
-		{[]string{"nobody.apps.internal"}, []string{"status: NXDOMAIN", "apps.internal.\t\t0\tIN\tSOA\t"}},
+		{[]string{"back.apps.internal"}, []string{"status: NOERROR", "flags: qr aa rd ra", " 0 IN A " + near.addr().String(), " 0 IN A " + far.addr().String(), prohibited}},
+		{[]string{"back.apps.internal", "AAAA"}, []string{"status: NOERROR", " 0 IN AAAA " + twin(near), " 0 IN AAAA " + twin(far), prohibited}},
+		{[]string{"1.back.apps.internal", "AAAA"}, []string{"ANSWER: 1", "AAAA " + twin(far)}},
+		{[]string{"back.apps.internal", "SRV"}, []string{"SRV 0 1 8080 0.back.apps.internal.", "SRV 0 1 8080 1.back.apps.internal.",
+			"0.back.apps.internal. 0 IN A " + near.addr().String(), "1.back.apps.internal. 0 IN AAAA " + twin(far)}},
+		{[]string{"_8081._tcp.back.apps.internal", "SRV"}, []string{"SRV 0 1 8081 0.back.apps.internal.", "SRV 0 1 8081 1.back.apps.internal."}},
+		{[]string{"-x", near.addr().String()}, []string{" 0 IN PTR 0.back.apps.internal."}},
+		{[]string{"-x", twin(far)}, []string{" 0 IN PTR 1.back.apps.internal."}},
+		{[]string{"nobody.apps.internal"}, []string{"status: NXDOMAIN", "apps.internal. 0 IN SOA "}},
+		{[]string{"2.back.apps.internal"}, []string{"status: NXDOMAIN", "SOA"}},
+		{[]string{"-x", network.Addr().String()}, []string{"status: NXDOMAIN", "SOA"}},
 		{[]string{"back.apps.internal", "MX"}, []string{"status: NOERROR", "ANSWER: 0", "SOA"}},
+		// EDNS: what we take, the DO bit, a version that is not there yet.
+		{[]string{"+dnssec", "back.apps.internal"}, []string{"EDNS: version: 0, flags: do; udp: 1232"}},
+		{[]string{"+edns=1", "+noednsnegotiation", "back.apps.internal"}, []string{"status: BADVERS"}},
 	} {
-		got := web.dig(c.args...)
-		for _, want := range c.want {
-			if !strings.Contains(got, want) {
-				t.Errorf("dig %v does not say %q:\n%s", c.args, want, got)
-			}
-		}
+		web.digSays(c.args, c.want...)
+	}
+	if got := web.dig("+noedns", "back.apps.internal"); strings.Contains(got, "OPT") || !strings.Contains(got, "ANSWER: 2") {
+		t.Errorf("without EDNS:\n%s", got)
 	}
 
 	// Over TCP, and what does not fit a datagram by way of it.
@@ -149,14 +193,22 @@ func TestDig(t *testing.T) {
 		t.Errorf("%d addresses of 100, by TCP when it was cut: %v", len(got), got)
 	}
 
-	// SIGKILL, and the clock runs.
-	gone := func(kill func(), who string, left ...string) {
+	for size, answers := range map[string]int{"+noedns": 29, "+bufsize=512": 29, "+bufsize=4096": 74} { // what fits 512, 512 and 1232 bytes
+		web.digSays([]string{size, "+ignore", "crowd.apps.internal"}, "qr aa tc", fmt.Sprintf("ANSWER: %d,", answers))
+	}
+
+	// SIGKILL, and the clock runs from when the instance's own cell knows.
+	other := two.attach("other-1", "other", control.LifelineConnection)
+	gone := func(dead *app, kill func()) {
 		t.Helper()
 		kill()
-		begun := time.Now()
-		eventually(t, who+" is out of the answers", func() bool { return slices.Equal(web.short("back.apps.internal"), left) })
-		t.Logf("%s was out of the answers after %s", who, time.Since(begun))
+		known := time.Now()
+		dead.cell.untilStatus(dead.id+" is known to be dead", func(s control.Status) bool {
+			known = time.Now()
+			return !slices.ContainsFunc(s.Endpoints, func(e control.Endpoint) bool { return e.Container == dead.id })
+		})
+		leaves(t, known, time.Second, "back.apps.internal", dead.addr(), web, other)
 	}
-	gone(killFar, "the instance of the other cell", near.addr().String())
-	gone(killNear, "the instance of this cell")
+	gone(far, killFar)
+	gone(near, killNear)
 }

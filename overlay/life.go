@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -157,7 +158,7 @@ func (l *life) clashes() error {
 		things = append(things, netcfg.Address("a resolver", r.Addr()))
 	}
 	if len(l.d.cfg.Resolvers) == 0 {
-		for _, a := range hostResolvers(dns.DefaultResolvConf) {
+		for _, a := range hostResolvers(cmp.Or(l.d.cfg.ResolvConf, dns.DefaultResolvConf)) {
 			things = append(things, netcfg.Address("a resolver", a))
 		}
 	}
@@ -236,7 +237,8 @@ func (l *life) build() error {
 		network6, resolver6 = fib.Network6, dns.Address6.Addr()
 	}
 	l.names = dns.NewNames(l.lease.Subnet)
-	l.resolver = dns.New(dns.Options{Upstreams: l.d.cfg.Resolvers, Overlay: l.lease.Network, Network6: network6, Names: l.names, EmptyUnknown: l.d.cfg.EmptyUnknown, Log: l.d.log})
+	l.resolver = dns.New(dns.Options{Upstreams: l.d.cfg.Resolvers, ResolvConf: l.d.cfg.ResolvConf, Overlay: l.lease.Network, Network6: network6,
+		Names: l.names, EmptyUnknown: l.d.cfg.EmptyUnknown, Log: l.d.log})
 	o := datapath.Options{
 		MTU: l.mtu, IPv4Only: !l.ipv6(), Conn: l.socket, FIB: f, Policies: policies, Reach: reach,
 		Resolver:     l.resolve,

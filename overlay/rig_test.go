@@ -56,6 +56,7 @@ type plane struct {
 	*testing.T
 	dir   string
 	bits  int
+	hub   hub.Options
 	roots *ca.Roots
 	certs func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	addr  string
@@ -88,6 +89,11 @@ func newPlane(t *testing.T) *plane { return newPlaneOf(t, 24) }
 
 func newPlaneOf(t *testing.T, bits int) *plane {
 	t.Helper()
+	return newPlaneWith(t, bits, hub.Options{LiveFor: time.Second})
+}
+
+func newPlaneWith(t *testing.T, bits int, h hub.Options) *plane {
+	t.Helper()
 	nstest.NeedTUN(t)
 	nstest.NeedNamespaces(t)
 	dir := t.TempDir()
@@ -99,7 +105,7 @@ func newPlaneOf(t *testing.T, bits int) *plane {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &plane{T: t, dir: dir, bits: bits, roots: roots, certs: certs, addr: "127.0.0.1:0"}
+	p := &plane{T: t, dir: dir, bits: bits, hub: h, roots: roots, certs: certs, addr: "127.0.0.1:0"}
 	p.start()
 	t.Cleanup(func() { p.stop() })
 	return p
@@ -113,7 +119,7 @@ func (p *plane) start() {
 		p.Fatal(err)
 	}
 	p.puts = &puts{Store: s}
-	in, err := server.NewInternal(context.Background(), p.puts, server.InternalOptions{Hub: hub.Options{LiveFor: time.Second}, Instances: p.roots.Instances})
+	in, err := server.NewInternal(context.Background(), p.puts, server.InternalOptions{Hub: p.hub, Instances: p.roots.Instances})
 	if err != nil {
 		p.Fatal(err)
 	}
