@@ -218,7 +218,7 @@ func (p *Proxy) carry(c *conn) {
 	err := p.introduce(c, client)
 	if err == nil {
 		both := make(chan error, 1)
-		go func() { both <- p.copy(c, halfCloser(c.backend), plain{client, c}, &p.metrics.fromClient) }()
+		p.crew.run(func() { both <- p.copy(c, halfCloser(c.backend), plain{client, c}, &p.metrics.fromClient) })
 		err = p.copy(c, sealed{client, c}, c.backend, &p.metrics.toClient)
 		err = errors.Join(err, <-both)
 	}
@@ -321,7 +321,8 @@ func halfCloser(c net.Conn) writeHalf { return c.(writeHalf) }
 // fails, which ends the connection. A direction that fills its small buffer
 // borrows a large one until it is quiet again.
 func (p *Proxy) copy(c *conn, to writeHalf, from io.Reader, count *atomic.Uint64) error {
-	small := make([]byte, smallLen)
+	small := p.smalls.Get().(*[smallLen]byte)
+	defer p.smalls.Put(small)
 	var large *[bufferLen]byte
 	defer func() {
 		if large != nil {
@@ -329,7 +330,7 @@ func (p *Proxy) copy(c *conn, to writeHalf, from io.Reader, count *atomic.Uint64
 		}
 	}()
 	for {
-		buf := small
+		buf := small[:]
 		if large != nil {
 			buf = large[:]
 		}

@@ -40,10 +40,13 @@ type Options struct {
 type Proxy struct {
 	o       Options
 	metrics counters
+	smalls  sync.Pool // of *[smallLen]byte
 	buffers sync.Pool // of *[bufferLen]byte
 	outs    sync.Pool // of *[]byte, of outLen at least
 	logs    logLimit
 	idle    sync.Once // of endIdle, which ends with ctx
+
+	crew *crew // runs connections
 
 	ctx  context.Context // ends dials and pauses; ended when connections are cut
 	stop context.CancelFunc
@@ -81,6 +84,8 @@ func New(o Options) *Proxy {
 	p := &Proxy{o: o, conns: make(map[*conn]struct{}), serving: make(map[*Site]net.Listener), open: make(map[*Site]int), drained: make(chan struct{})}
 	p.metrics.handshakes = newHandshakes()
 	p.ctx, p.stop = context.WithCancel(context.Background())
+	p.crew = newCrew(p.ctx)
+	p.smalls.New = func() any { return new([smallLen]byte) }
 	p.buffers.New = func() any { return new([bufferLen]byte) }
 	p.outs.New = func() any { b := make([]byte, 0, outLen); return &b }
 	return p
@@ -174,10 +179,10 @@ func (p *Proxy) admit(raw net.Conn, s *Site) {
 		reset(raw)
 		return
 	}
-	go func() {
+	p.crew.run(func() {
 		defer p.leave(c)
 		p.carry(c)
-	}()
+	})
 }
 
 func (p *Proxy) leave(c *conn) {

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -34,7 +35,9 @@ const credentials = "/etc/cf-instance-credentials"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	heap := ballast(os.Getenv)
 	err := command().ExecuteContext(ctx)
+	runtime.KeepAlive(heap)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "tulle-tlsproxy:", err)
@@ -120,11 +123,9 @@ func run(ctx context.Context, s settings, stdout, stderr io.Writer) error {
 	site := &tlsproxy.Site{
 		Name:        s.backend,
 		Certificate: func(context.Context) (*tls.Certificate, error) { return files.Certificate(), nil },
-		Dial: func(ctx context.Context) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "tcp", s.backend)
-		},
+		Dial:        func(ctx context.Context) (net.Conn, error) { return toApp.DialContext(ctx, "tcp", s.backend) },
 	}
-	listener, err := net.Listen("tcp", s.listen)
+	listener, err := listen(ctx, s.listen)
 	if err != nil {
 		return err
 	}
