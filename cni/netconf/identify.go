@@ -1,6 +1,7 @@
 package netconf
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"slices"
@@ -43,11 +44,9 @@ func (c *Conf) Identify(args, id string, env func(string) string) (api.AppRef, s
 
 // found is what says it beside args.
 func (c *Conf) found(given map[string]string, id string, env func(string) string) (App, error) {
-	switch m := c.Metadata; {
-	case m.PolicyGroupID != "":
-		return App{AppRef: api.AppRef{GUID: m.PolicyGroupID}}, nil
-	case m.AppID != "":
-		return App{AppRef: api.AppRef{GUID: m.AppID}}, nil
+	m := c.Metadata
+	if guid := cmp.Or(m.PolicyGroupID, m.AppID); guid != "" {
+		return App{AppRef: api.AppRef{GUID: guid, Space: m.SpaceID, Org: m.OrgID}}, nil
 	}
 	if a := c.Runtime.App; a != nil && a.is() {
 		return App{a.complete(), a.Instance}, nil

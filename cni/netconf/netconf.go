@@ -51,10 +51,13 @@ type TLS struct {
 
 // Metadata are the properties of a container that name its application.
 // policy_group_id is the one that policies are written in; both are the app's
-// GUID in every Cloud Foundry.
+// GUID in every Cloud Foundry. Space and org are GUIDs as well: security groups
+// are bound to spaces, and logs name both.
 type Metadata struct {
 	AppID         policy.AppID `json:"app_id"`
 	PolicyGroupID policy.AppID `json:"policy_group_id"`
+	SpaceID       string       `json:"space_id"`
+	OrgID         string       `json:"org_id"`
 	// Workload says which security groups hold: app, task or staging.
 	Workload policy.Workload `json:"container_workload"`
 }

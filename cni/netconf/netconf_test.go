@@ -29,6 +29,7 @@ func TestIdentify(t *testing.T) {
 		{"a pattern with another group", `"name_pattern":"(?P<app>.+)(?P<pod>.+)"`, "K8S_POD_NAME=web", "", "error: name_pattern \"(?P<app>.+)(?P<pod>.+)\": group \"pod\" is none of"},
 		{"no pattern at all", `"name_pattern":"("`, "K8S_POD_NAME=web", "", "error: name_pattern: error parsing regexp"},
 		{"policy group before app id", `"metadata":{"app_id":"m","policy_group_id":"p"},"app":{"name":"n"}`, "", "", "{p   } "},
+		{"Garden's space and org", `"metadata":{"policy_group_id":"p","space_id":"s","org_id":"o"}`, "", "", "{p  s o} "},
 		{"app id", `"metadata":{"app_id":"m"},"app":{"name":"n"}`, "TULLE_INSTANCE=1", "", "{m   } 1"},
 		{"the network's guid", `"app":{"guid":"g","name":"n"}`, "", "", "{g   } "},
 		{"the network's name", `"app":{"name":"n","space":"s","org":"o"}`, "", "", "{ n s o} "},

@@ -18,7 +18,8 @@ const Any = "*"
 
 // Grant is what one uid may attach. An application named by name must match
 // every list that is not empty. One named by GUID must have that GUID in Apps,
-// since nothing here could tell which org or space a GUID belongs to; only a
+// since nothing here could tell which org or space a GUID belongs to, and a space
+// or an org beside it in its list: security groups go by what is said. Only a
 // grant of any app (Apps is "*", no other list) does without.
 type Grant struct {
 	UID    uint32
@@ -36,7 +37,7 @@ func (g Grant) allows(ref api.AppRef) bool {
 		return true
 	}
 	if ref.GUID != "" {
-		return slices.Contains(g.Apps, string(ref.GUID))
+		return slices.Contains(g.Apps, string(ref.GUID)) && named(g.Spaces, ref.Space) && named(g.Orgs, ref.Org)
 	}
 	if len(g.Orgs)+len(g.Spaces)+len(g.Apps) == 0 {
 		return false
@@ -51,6 +52,11 @@ func (g Grant) unlimited() bool {
 func limits(list []string) bool { return len(list) > 0 && !slices.Contains(list, Any) }
 
 func within(list []string, name string) bool { return !limits(list) || slices.Contains(list, name) }
+
+// named reports whether a list has what is said; nothing said is in every list.
+func named(list []string, name string) bool {
+	return name == "" || slices.Contains(list, name) || slices.Contains(list, Any)
+}
 
 // Authorizer says what a peer may do. It never changes after NewAuthorizer.
 type Authorizer struct {

@@ -20,6 +20,7 @@ func TestAuthorizer(t *testing.T) {
 		{UID: 2000, Orgs: []string{"*"}},
 		{UID: 2001, Apps: []string{"*"}, Orgs: []string{"acme"}},
 		{UID: 2002},
+		{UID: 2003, Apps: []string{"guid-3"}, Spaces: []string{"s1"}, Orgs: []string{"*"}},
 	}
 	a := NewAuthorizer(self, grants)
 	cases := []struct {
@@ -39,6 +40,11 @@ func TestAuthorizer(t *testing.T) {
 		{"its GUID", user, byGUID("guid-1"), true},
 		{"another GUID", user, byGUID("guid-2"), false},
 		{"another GUID, claiming to be in the space", user, api.AppRef{GUID: "guid-2", Org: "acme", Space: "dev"}, false},
+		{"its GUID, in a space that nobody granted", user, api.AppRef{GUID: "guid-1", Space: "dev"}, false},
+		{"its GUID, in an org that nobody granted", user, api.AppRef{GUID: "guid-1", Org: "acme"}, false},
+		{"its GUID in its space", 2003, api.AppRef{GUID: "guid-3", Space: "s1", Org: "o"}, true},
+		{"its GUID in another space", 2003, api.AppRef{GUID: "guid-3", Space: "s2", Org: "o"}, false},
+		{"its GUID in no space", 2003, byGUID("guid-3"), true},
 		{"any org, by name", 2000, byName("x", "y", "z"), true},
 		{"any org, by GUID", 2000, byGUID("g"), false},
 		{"any app of an org, by name", 2001, byName("acme", "y", "z"), true},

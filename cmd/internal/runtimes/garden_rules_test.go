@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"tulle/overlay/netcfg/nstest"
+	"tulle/policy"
 )
 
 // outside is a neighbour of this machine, where things listen. Its address is of the
@@ -91,6 +92,8 @@ func (o outside) listen(port int) {
 	}()
 }
 
+const gardenSpace = "44444444-aaaa-4bbb-8ccc-000000000004"
+
 // gardens is a container of Garden's as the test has it: its namespace.
 type gardens struct {
 	t      *testing.T
@@ -121,7 +124,7 @@ func (g gardens) must(action, stdin string) {
 func (g gardens) up(rules string) {
 	g.t.Helper()
 	const guid = "33333333-aaaa-4bbb-8ccc-000000000003"
-	g.must("up", `{"Pid": 0, "Properties": {"policy_group_id": "`+guid+`", "app_id": "`+guid+`", "container_workload": "app"}, "netin": [], "netout_rules": [`+rules+`]}`)
+	g.must("up", `{"Pid": 0, "Properties": {"policy_group_id": "`+guid+`", "app_id": "`+guid+`", "space_id": "`+gardenSpace+`", "org_id": "55555555-aaaa-4bbb-8ccc-000000000005", "container_workload": "app"}, "netin": [], "netout_rules": [`+rules+`]}`)
 }
 
 // dial is a conversation that the container begins.
@@ -231,9 +234,14 @@ func testGardenRules(t *testing.T, w *world) {
 	other.must("down", "null")
 	h.gone(t)
 
-	// Where the groups decide, that is said, and nothing opens.
+	// Where the groups decide, that is said, and nothing opens but what the groups of
+	// the container's space do.
 	h = w.hosts[0]
 	h.configure("garden.md", 0)
+	a, err := w.demo.Client()
+	must(t, err)
+	must(t, a.PutGroup(ctx, policy.SecurityGroup{GUID: "garden-rules", Name: "garden-rules", RunningSpaces: []string{gardenSpace},
+		Rules: []policy.SecurityRule{{Protocol: "tcp", Destination: outsideAddr.String(), Ports: "7002"}}}))
 	grouped := gardens{t, h, "h3", nstest.New(t)}
 	grouped.up(tcp(`{"start": 7000, "end": 7000}`))
 	if out, errs, err := grouped.call("net-out", `{"netout_rule": `+tcp(`{"start": 7001, "end": 7001}`)+`}`); err != nil || out != "" || !strings.Contains(errs, "kept and not in force") {
@@ -241,6 +249,15 @@ func testGardenRules(t *testing.T, w *world) {
 	}
 	grouped.refused("tcp4", world.at(7000))
 	grouped.refused("tcp4", world.at(7001))
+	bound := func() bool {
+		c, err := grouped.dial("tcp4", world.at(7002))
+		return err == nil && echoes(c) == nil
+	}
+	for again := time.NewTicker(10 * time.Millisecond); !bound(); <-again.C { // a group is a message, on its way
+		if ctx.Err() != nil {
+			t.Fatal("the group of the container's space does not hold for it")
+		}
+	}
 	grouped.must("down", "null")
 	h.gone(t)
 }
