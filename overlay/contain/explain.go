@@ -44,8 +44,9 @@ func restricted(sysctls fs.FS) error {
 	return nil
 }
 
-// explainNamespaces says why the init could not be started.
-func explainNamespaces(err error) error { return explain(err, os.DirFS("/proc/sys")) }
+// ExplainNamespaces says why the namespaces of a container could not be made, and
+// what mends it. err is what starting a process in them gave.
+func ExplainNamespaces(err error) error { return explain(err, os.DirFS("/proc/sys")) }
 
 func explain(err error, sysctls fs.FS) error {
 	switch {
@@ -56,6 +57,7 @@ func explain(err error, sysctls fs.FS) error {
 		if errors.Is(err, unix.ENOSPC) {
 			return fmt.Errorf("make namespaces: all that this host allows are in use; as root: raise the sysctls under user.max_*_namespaces: %w", err)
 		}
+		return fmt.Errorf("make namespaces: %w; where this is a container itself, its seccomp profile must let clone and unshare make them", err)
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
 		return fmt.Errorf("make namespaces: this kernel lacks user, network, mount, pid or IPC namespaces: %w", err)
 	case errors.Is(err, unix.EUSERS):

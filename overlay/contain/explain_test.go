@@ -26,7 +26,7 @@ func TestWhatIsMissingIsNamedWithItsMend(t *testing.T) {
 		{"none allowed", unix.ENOSPC, set("user/max_user_namespaces", "0"), "sysctl -w user.max_user_namespaces=15000"},
 		{"Debian's switch", unix.EPERM, set("kernel/unprivileged_userns_clone", "0"), "sysctl -w kernel.unprivileged_userns_clone=1"},
 		{"Ubuntu's switch", unix.EACCES, set("kernel/apparmor_restrict_unprivileged_userns", "1"), "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"},
-		{"switches that are right", unix.EPERM, set("kernel/unprivileged_userns_clone", "1"), "make namespaces: operation not permitted"},
+		{"switches that are right", unix.EPERM, set("kernel/unprivileged_userns_clone", "1"), "its seccomp profile must let clone and unshare make them"},
 		{"all in use", unix.ENOSPC, set("user/max_user_namespaces", "100"), "all that this host allows are in use"},
 		{"kernel without", unix.EINVAL, fstest.MapFS{}, "this kernel lacks"},
 		{"nested too deep", unix.EUSERS, fstest.MapFS{}, "too many inside one another"},

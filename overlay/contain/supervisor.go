@@ -92,7 +92,7 @@ func (s *supervisor) startInit() error {
 		_ = s.cmd.Wait()
 	}()
 	if err := <-started; err != nil {
-		return errors.Join(explainNamespaces(err), conn.Close())
+		return errors.Join(ExplainNamespaces(err), conn.Close())
 	}
 	return nil
 }

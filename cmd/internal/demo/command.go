@@ -7,16 +7,21 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"tulle/policy"
+	"tulle/policy/api"
 )
 
 // Errors of the demo itself; what was not as it should be stands in the report.
 var (
 	ErrFailed      = errors.New("the demo failed")
 	ErrInterrupted = errors.New("interrupted, and everything taken away")
+	ErrLeft        = errors.New("interrupted, and not everything could be taken away")
 )
 
 // Command is `tulle demo`.
@@ -51,6 +56,9 @@ With --output json each check is a line of JSON, and the last line sums up.`,
 }
 
 func show(ctx context.Context, out io.Writer, o Options, keep, asJSON bool) error {
+	if o.Mode != string(api.ModeVXLAN) && o.Mode != string(api.ModeWireGuard) {
+		return fmt.Errorf("--mode %q: must be %s or %s", o.Mode, api.ModeVXLAN, api.ModeWireGuard)
+	}
 	if err := CheckHost(); err != nil {
 		return err
 	}
@@ -65,34 +73,45 @@ func show(ctx context.Context, out io.Writer, o Options, keep, asJSON bool) erro
 		t.suggest()
 		<-ctx.Done()
 	}
-	t.end()
+	away := t.end()
+	return t.verdict(err, away, time.Since(begun))
+}
+
+// verdict is the last word: err is what ended the steps, if they did not come to
+// their end, and away says whether nothing is left.
+func (r *report) verdict(err error, away bool, took time.Duration) error {
 	switch {
-	case errors.Is(err, context.Canceled):
+	case errors.Is(err, context.Canceled) && away:
 		return ErrInterrupted
+	case errors.Is(err, context.Canceled):
+		return ErrLeft
 	case err != nil:
 		return err
 	}
-	t.summary(time.Since(begun))
-	if len(t.failed) > 0 {
+	r.summary(took)
+	if len(r.failed) > 0 {
 		return ErrFailed
 	}
 	return nil
 }
 
 // end takes the world away and checks that it is gone.
-func (t *tour) end() {
+func (t *tour) end() (away bool) {
 	t.title("Taking everything away")
 	begun := time.Now()
 	if err := t.world.Close(); err != nil {
 		t.fail("what is left", err)
-		return
+		return false
 	}
 	t.check(true, time.Since(begun), "what is left", "no process, namespace, device, socket or directory")
+	return true
 }
 
 // suggest says what a newcomer can do with a world that stays.
 func (t *tour) suggest() {
 	w := t.world
+	name := backend + "." + string(policy.DefaultDomain)
+	run := fmt.Sprintf("tulle run --app frontend --space %s --org %s --socket %s", Space, Org, t.cells[0].Socket)
 	t.title("It stays until you press Ctrl-C. In another terminal:")
 	for _, line := range []string{
 		"export TULLE_SERVER=http://" + w.Server.External + " TULLE_TOKEN_FILE=" + w.Server.TokenFile(),
@@ -102,7 +121,9 @@ func (t *tour) suggest() {
 		"tulle cells",
 		"tulle network-policies",
 		"tulle add-network-policy frontend backend --protocol tcp --port 8080",
-		fmt.Sprintf("tulle run --app frontend --space %s --org %s --socket %s -- curl -s http://%s/", Space, Org, t.cells[0].Socket, t.apps[backend][1].At(Port)),
+		"tulle routes",
+		run + " -- curl -s http://" + name + ":" + strconv.Itoa(Port) + "/",
+		run + " -- curl -s https://" + name + ":" + strconv.Itoa(TLSPort) + "/",
 		"curl -s http://" + t.cells[0].Metrics + "/metrics",
 		"less " + t.cells[0].Log(),
 	} {

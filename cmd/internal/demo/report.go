@@ -110,7 +110,7 @@ func (r *report) command(line string) {
 
 // Widths of the columns.
 const (
-	askedWidth = 52
+	askedWidth = 56
 	gotWidth   = 44
 	tookWidth  = 9
 )
@@ -163,6 +163,8 @@ func duration(d time.Duration) string {
 	switch {
 	case d <= 0:
 		return "-"
+	case d < time.Microsecond:
+		return "at once"
 	case d < time.Millisecond:
 		return fmt.Sprintf("%d µs", d.Microseconds())
 	case d < 100*time.Millisecond:

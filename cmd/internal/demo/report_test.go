@@ -1,7 +1,11 @@
 package demo
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"io"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -25,9 +29,9 @@ func TestReport(t *testing.T) {
 	want := []string{
 		"",
 		"1. A step",
-		"  frontend/0 -> backend/0 tcp 8080                     connected                                       1.5 ms  ok",
-		"  backend/0 -> frontend/0 tcp 8080                     connected                                            -  FAILED",
-		"  another                                              broken                                               -  FAILED",
+		"  frontend/0 -> backend/0 tcp 8080                         connected                                       1.5 ms  ok",
+		"  backend/0 -> frontend/0 tcp 8080                         connected                                            -  FAILED",
+		"  another                                                  broken                                               -  FAILED",
 		"    and so on",
 		"  tulle apps",
 		"",
@@ -71,10 +75,34 @@ func TestReportAsJSON(t *testing.T) {
 	}
 }
 
+// How a demo ends: what is not as it should be is a failure, and an interrupt says
+// whether anything is left.
+func TestVerdict(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		failed bool
+		err    error
+		away   bool
+		want   error
+	}{
+		{"all is well", false, nil, true, nil},
+		{"one check failed", true, nil, true, ErrFailed},
+		{"a world that does not start", false, fs.ErrPermission, true, fs.ErrPermission},
+		{"interrupted", false, fmt.Errorf("wait for cell-1 to be ready: %w", context.Canceled), true, ErrInterrupted},
+		{"interrupted, something is left", true, context.Canceled, false, ErrLeft},
+	} {
+		r := newReport(io.Discard, false)
+		r.check(!c.failed, 0, "a -> b", "connected")
+		if got := r.verdict(c.err, c.away, time.Second); got != c.want {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
+}
+
 func TestDuration(t *testing.T) {
 	for d, want := range map[time.Duration]string{
 		0:                         "-",
-		870 * time.Nanosecond:     "0 µs",
+		870 * time.Nanosecond:     "at once",
 		42 * time.Microsecond:     "42 µs",
 		1234 * time.Microsecond:   "1.2 ms",
 		123456 * time.Microsecond: "123 ms",

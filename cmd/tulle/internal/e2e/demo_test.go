@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -80,7 +81,8 @@ func TestDemo(t *testing.T) {
 	wg.Wait()
 }
 
-// TestDemoInterrupted: an interrupt in the middle takes everything away too.
+// TestDemoInterrupted: an interrupt in the middle, which a terminal sends to the whole
+// process group, takes everything away too.
 func TestDemoInterrupted(t *testing.T) {
 	needHost(t)
 	cmd, dir := demoCommand(t)
@@ -90,6 +92,7 @@ func TestDemoInterrupted(t *testing.T) {
 	}
 	var complaint bytes.Buffer
 	cmd.Stderr = &complaint
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +102,7 @@ func TestDemoInterrupted(t *testing.T) {
 		seen.WriteString(lines.Text() + "\n")
 		if strings.HasPrefix(lines.Text(), "2. ") {
 			interrupted = true
-			if err := cmd.Process.Signal(os.Interrupt); err != nil {
+			if err := syscall.Kill(-cmd.Process.Pid, syscall.SIGINT); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -114,23 +117,38 @@ func TestDemoInterrupted(t *testing.T) {
 	gone(t, dir)
 }
 
-// TestDemoWithoutTUN: what the host lacks is named with its mend, and the exit
-// status is 1.
-func TestDemoWithoutTUN(t *testing.T) {
+// TestDemoOnAPoorHost: what the host lacks is named with its mend, and the exit
+// status is 1. The host's own modes and switches stay as they are: the closed device
+// is one of a mount namespace, the closed switch one of a user namespace.
+func TestDemoOnAPoorHost(t *testing.T) {
 	nstest.NeedRoot(t)
-	cmd, dir := demoCommand(t, asNobody...)
-	parent := filepath.Dir(dir)
-	// A closed device, in a mount namespace of its own.
-	const script = `mknod -m 0600 "$1/tun" c 10 200 && mount --bind "$1/tun" /dev/net/tun && rm "$1/tun" && shift && exec "$@"`
-	closed := exec.Command("unshare", append([]string{"-m", "sh", "-ec", script, "sh", parent}, cmd.Args...)...)
-	out, err := closed.CombinedOutput()
-	if closed.ProcessState.ExitCode() != 1 {
-		t.Errorf("%v, want exit status 1", err)
+	const tun, switches = "chmod 0666 /dev/net/tun", "sysctl -w user.max_user_namespaces="
+	const closeTUN = `mount -t tmpfs -o mode=0755 none /dev/net && mknod -m 0600 /dev/net/tun c 10 200; `
+	const closeNamespaces = `echo 0 > /proc/sys/user/max_user_namespaces; `
+	for _, c := range []struct {
+		name, script, flag string
+		as                 []string
+		want, never        string
+	}{
+		{"TUN closed", closeTUN, "-m", asNobody, tun, switches},
+		{"no user namespaces", closeNamespaces, "-Ur", nil, switches, tun},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cmd, dir := demoCommand(t, c.as...)
+			poor := exec.Command("unshare", append([]string{c.flag, "sh", "-ec", c.script + `exec "$@"`, "sh"}, cmd.Args...)...)
+			out, err := poor.CombinedOutput()
+			if poor.ProcessState.ExitCode() != 1 {
+				t.Errorf("%v, want exit status 1", err)
+			}
+			if !bytes.Contains(out, []byte(c.want)) {
+				t.Errorf("does not name the mend %q:\n%s", c.want, out)
+			}
+			if bytes.Contains(out, []byte(c.never)) {
+				t.Errorf("names %q, which mends nothing here:\n%s", c.never, out)
+			}
+			gone(t, dir)
+		})
 	}
-	if !bytes.Contains(out, []byte("chmod 0666 /dev/net/tun")) {
-		t.Errorf("does not name the mend:\n%s", out)
-	}
-	gone(t, dir)
 }
 
 // TestDemoKeep: --keep leaves the world running, what it says to try works, and
