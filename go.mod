@@ -4,6 +4,7 @@ go 1.26.3
 
 require (
 	github.com/containernetworking/cni v1.3.1
+	github.com/flynn/noise v1.1.0
 	github.com/getkin/kin-openapi v0.152.0
 	github.com/golang-jwt/jwt/v5 v5.3.1
 	github.com/google/go-cmp v0.7.0

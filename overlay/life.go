@@ -33,6 +33,7 @@ type life struct {
 	mtu       int
 	socket    *udp.Socket
 	inside    *udp.Socket       // WireGuard's; nil in mode vxlan
+	beside    []*udp.Socket     // that it sends from as well
 	tunnel    *wireguard.Tunnel // nil in mode vxlan
 	resumed   bool              // the lease is a former life's, at the same ports
 	path      *datapath.Path

@@ -238,6 +238,9 @@ func (o *outside) surroundLocked() *egress.Surroundings {
 			s.GuardedOnCells[p] = true
 		}
 	}
+	for _, beside := range l.beside {
+		guard(beside.Local().Addr(), beside.Local().Port(), "udp")
+	}
 	for _, at := range o.server {
 		guard(at.Addr(), at.Port(), "tcp")
 	}

@@ -27,10 +27,23 @@ func (l *life) bind() (err error) {
 		return nil
 	}
 	if l.inside, err = listen(l.d.cfg.Underlay, l.d.cfg.WireGuard, held.WireGuard); err != nil {
-		return errors.Join(err, l.socket.Close())
+		l.unbind()
+		return err
+	}
+	for range tunnelPorts - 1 {
+		s, err := listen(l.d.cfg.Underlay, 0, 0)
+		if err != nil {
+			l.unbind()
+			return err
+		}
+		l.beside = append(l.beside, s)
 	}
 	return nil
 }
+
+// tunnelPorts is how many ports a cell's tunnels send from, the published one among
+// them: so many flows the ways between two cells can tell apart.
+const tunnelPorts = 4
 
 // listen opens a socket at the port wanted. Where any will do, that of before is
 // tried first; 0 is none.
@@ -57,6 +70,9 @@ func (l *life) unbind() {
 	if l.inside != nil {
 		_ = l.inside.Close()
 	}
+	for _, s := range l.beside {
+		_ = s.Close()
+	}
 }
 
 func (l *life) ports() ports {
@@ -78,9 +94,17 @@ func (l *life) startTunnel() (*tunnels, error) {
 	if !address.IsValid() {
 		return nil, fmt.Errorf("lease %s in %s has no tunnel address: use mode %s, or larger leases", l.lease.Subnet, l.lease.Network, api.ModeVXLAN)
 	}
+	conns := []udp.Conn{l.inside}
+	for _, s := range l.beside {
+		conns = append(conns, s)
+	}
+	keys := []wireguard.PrivateKey{l.d.keys.Current}
+	if other := l.d.keys.Other(); !other.IsZero() {
+		keys = append(keys, other)
+	}
 	var err error
 	l.tunnel, err = wireguard.New(wireguard.Options{
-		Key: l.d.keys.Current, Address: address, Conn: l.inside, Log: l.d.log,
+		Keys: keys, Address: address, Conns: conns, Log: l.d.log,
 		MTU:     l.mtu + vxlan.Overhead + wireguard.HeaderLen,
 		Receive: func(batch []udp.Message) { l.path.FromTunnel(batch) },
 	})
@@ -149,8 +173,9 @@ func (t *tunnels) set(p api.Peer) {
 	delete(t.plain, p.Name)
 	next := wireguard.Peer{
 		Key: wireguard.PublicKey(p.Key), Address: p.Tunnel, Endpoint: netip.AddrPortFrom(p.Underlay, p.WireGuardPort),
+		Spread: p.Kind == api.KindTulle,
 	}
-	if t.known[p.Name] == next {
+	if t.known[p.Name].Equal(next) {
 		return
 	}
 	if err := t.sessions.Set(p.Name, next); err != nil {

@@ -58,9 +58,16 @@ type Options struct {
 }
 
 // Tunnel sends frames to peers by their tunnel addresses, as Conn does by their
-// underlay addresses; it is the wireguard package's.
+// underlay addresses; it is the wireguard package's. The flow says which packets keep
+// their order.
 type Tunnel interface {
-	Send(to netip.Addr, b []byte, segment int) error
+	// Send sends b in frames of segment bytes, or one.
+	Send(to netip.Addr, flow uint32, b []byte, segment int) error
+	// SendTrain sends the frames in b, which lie as Room says. All of b is rewritten.
+	SendTrain(to netip.Addr, flow uint32, b []byte, frame int) error
+	// Room is what there must be around frames of n bytes in a train: before the
+	// first, from one to the next, and behind the last one in b's capacity.
+	Room(n int) (before, stride, after int)
 }
 
 // Outside takes the packets that leave the overlay, and whatever goes to

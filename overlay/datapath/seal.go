@@ -15,29 +15,35 @@ import (
 func (w *worker) seal(peer *fib.Peer, tag policy.Tag, b []byte) Reason {
 	w.header(peer, tag, b[headroom:])
 	w.frame.Encode(b)
-	return w.send(peer, b, 0, packet.ECNOf(b[headroom:]))
+	return w.send(peer, b)
 }
 
 // sealSegments splits the super-packet p, parsed and checked into w.h and w.v,
 // straight into frames of equal length and sends them, as many as one call takes.
+// The frames of a tunnel lie with the room around them that it needs.
 func (w *worker) sealSegments(peer *fib.Peer, tag policy.Tag, p []byte) Reason {
+	if !w.reachable(peer) {
+		return WrongMode
+	}
 	w.header(peer, tag, p)
 	n := packet.Segments(&w.h, &w.v)
-	each := headroom + w.h.HeaderLen + w.h.L4Len + min(int(w.v.GSOSize), w.h.PayloadLen)
-	ecn := packet.ECNOf(p)
-	most := min(udp.MaxSegments, udp.MaxSend/each)
+	frame := headroom + w.h.HeaderLen + w.h.L4Len + min(int(w.v.GSOSize), w.h.PayloadLen)
+	before, stride, after := 0, frame, 0
+	if peer.Mode == fib.WireGuard {
+		before, stride, after = w.p.tunnel.Room(frame)
+	}
+	most := min(udp.MaxSegments, (udp.MaxSend-before-after)/stride)
 	if most == 0 {
 		return TooBig
 	}
 	for i := 0; i < n; {
-		b := w.frames
 		length := 0
-		for last := min(i+most, n); i < last; i++ {
-			w.frame.Encode(b[length:])
-			length += headroom
-			length += packet.Split(b[length:], p, &w.h, &w.v, i)
+		for at, last := before, min(i+most, n); i < last; i++ {
+			w.frame.Encode(w.frames[at:])
+			length = at + headroom + packet.Split(w.frames[at+headroom:], p, &w.h, &w.v, i)
+			at += stride
 		}
-		if r := w.send(peer, b[:length], each, ecn); r != Passed {
+		if r := w.sendTrain(peer, w.frames[:length], frame); r != Passed {
 			return r
 		}
 	}
@@ -48,14 +54,13 @@ func (w *worker) sealSegments(peer *fib.Peer, tag policy.Tag, p []byte) Reason {
 func (w *worker) sealFragments(peer *fib.Peer, tag policy.Tag, p []byte, mtu int) Reason {
 	packet.CompleteChecksum(p, &w.h, &w.v)
 	w.header(peer, tag, p)
-	ecn := packet.ECNOf(p)
 	for at := 0; at < len(p)-w.h.HeaderLen; {
 		n, next := packet.Fragment(w.frames[headroom:], p, &w.h, mtu, at)
 		if n == 0 {
 			return TooBig
 		}
 		w.frame.Encode(w.frames)
-		if r := w.send(peer, w.frames[:headroom+n], 0, ecn); r != Passed {
+		if r := w.send(peer, w.frames[:headroom+n]); r != Passed {
 			return r
 		}
 		at = next
@@ -63,26 +68,42 @@ func (w *worker) sealFragments(peer *fib.Peer, tag policy.Tag, p []byte, mtu int
 	return Passed
 }
 
-// send is one train of frames to a peer, in the peer's mode and in no other. The
-// outer header has the packets' congestion bits (RFC 6040 section 4.1); in a tunnel
-// of WireGuard's it has none, which that RFC calls compatibility mode: a router
+// reachable says whether the peer's mode is one that this cell has.
+func (w *worker) reachable(peer *fib.Peer) bool {
+	return peer.Mode == fib.VXLAN || peer.Mode == fib.WireGuard && w.p.tunnel != nil && peer.Tunnel.IsValid()
+}
+
+// send is one frame to a peer, in the peer's mode and in no other. Of what goes by
+// VXLAN the outer header has the packet's congestion bits (RFC 6040 section 4.1); in a
+// tunnel of WireGuard's it has none, which that RFC calls compatibility mode: a router
 // then drops where it would have marked.
-func (w *worker) send(peer *fib.Peer, b []byte, segment int, ecn packet.ECN) Reason {
-	var err error
+func (w *worker) send(peer *fib.Peer, b []byte) Reason {
 	switch {
-	case peer.Mode == fib.VXLAN:
-		err = w.p.conn.SendECN(peer.Underlay, b, segment, uint8(ecn))
-		if err == udp.ErrMessageSize && segment > 0 && segment < len(b) {
-			// The kernel was told of a smaller path. Single frames it fragments.
-			for err = nil; err == nil && len(b) > 0; b = b[min(segment, len(b)):] {
-				err = w.p.conn.SendECN(peer.Underlay, b[:min(segment, len(b))], 0, uint8(ecn))
-			}
-		}
-	case peer.Mode == fib.WireGuard && w.p.tunnel != nil && peer.Tunnel.IsValid():
-		err = w.p.tunnel.Send(peer.Tunnel, b, segment)
-	default:
+	case !w.reachable(peer):
 		return WrongMode
+	case peer.Mode == fib.VXLAN:
+		return sent(w.p.conn.SendECN(peer.Underlay, b, 0, uint8(w.ecn)))
 	}
+	return sent(w.p.tunnel.Send(peer.Tunnel, w.hash, b, 0))
+}
+
+// sendTrain is send for frames of that length in a row, the last what is left.
+func (w *worker) sendTrain(peer *fib.Peer, b []byte, frame int) Reason {
+	if peer.Mode == fib.WireGuard {
+		return sent(w.p.tunnel.SendTrain(peer.Tunnel, w.hash, b, frame))
+	}
+	err := w.p.conn.SendECN(peer.Underlay, b, frame, uint8(w.ecn))
+	if err == udp.ErrMessageSize && frame < len(b) {
+		// The kernel was told of a smaller path. Single frames it fragments.
+		for err = nil; err == nil && len(b) > 0; b = b[min(frame, len(b)):] {
+			err = w.p.conn.SendECN(peer.Underlay, b[:min(frame, len(b))], 0, uint8(w.ecn))
+		}
+	}
+	return sent(err)
+}
+
+// sent is what became of what was given to a socket.
+func sent(err error) Reason {
 	switch err {
 	case nil:
 		return Passed
@@ -93,7 +114,7 @@ func (w *worker) send(peer *fib.Peer, b []byte, segment int, ecn packet.ECN) Rea
 	}
 }
 
-// header fills w.frame for a peer's packet.
+// header fills w.frame for a peer's packet, and what the outer header takes from it.
 func (w *worker) header(peer *fib.Peer, tag policy.Tag, p []byte) {
 	if tag > policy.MaxTag {
 		tag = policy.NoTag
@@ -102,6 +123,7 @@ func (w *worker) header(peer *fib.Peer, tag policy.Tag, p []byte) {
 		GroupID: uint16(tag), VNI: w.p.vni,
 		DstMAC: vxlan.MACFor(peer.Gateway()), SrcMAC: w.p.mac, IPv6: p[0]>>4 == 6,
 	}
+	w.ecn, w.hash = packet.ECNOf(p), packet.FlowHash(p)
 }
 
 // open takes a peer's frame apart: the packet in it, parsed into w.h, and the tag

@@ -46,7 +46,7 @@ func newTunnelled(t *testing.T, change ...func(*live, int, *Options)) *tunnelled
 			t.Fatal(err)
 		}
 		w.tunnels[i], err = wireguard.New(wireguard.Options{
-			Key: w.keys[i], Address: tunnelOf(i), Conn: w.outer[i], MTU: 1440, Log: o.Log,
+			Keys: w.keys[i : i+1], Address: tunnelOf(i), Conns: []udp.Conn{w.outer[i]}, MTU: 1440, Log: o.Log,
 			Receive: func(batch []udp.Message) { c.path.FromTunnel(batch) },
 		})
 		if err != nil {
@@ -302,7 +302,7 @@ func TestTunnelWithoutAFrame(t *testing.T) {
 	l := newTunnelled(t)
 	web, db := l.pair()
 	l.ask(web, db, "hello")
-	if err := l.tunnels[0].Send(tunnelOf(1), []byte("no frame"), 0); err != nil {
+	if err := l.tunnels[0].Send(tunnelOf(1), 0, []byte("no frame"), 0); err != nil {
 		t.Fatal(err)
 	}
 	l.eventually("the datagram is counted", func() bool { return l.drops(1, BadFrame) == 1 })

@@ -25,6 +25,8 @@ type worker struct {
 	h, quoted packet.Header
 	v         packet.Virtio
 	frame     vxlan.Frame
+	ecn       packet.ECN // of the packet that frame is for
+	hash      uint32     // of its flow
 	key       flow.Key
 	flow      flow.Flow
 	seg       flow.Segment
@@ -37,7 +39,7 @@ type worker struct {
 	// cost is what the last packet cost, in units of pace.
 	cost int
 
-	frames []byte                            // of one Send
+	frames []byte                            // of one call of the socket's
 	answer [headroom + packet.MaxAnswer]byte // one answer, its packet behind the headroom
 	piece  [1][]byte
 }

@@ -43,7 +43,7 @@ func BenchmarkTrains(b *testing.B) {
 				b.Fatal(err)
 			}
 			ends[i], err = New(Options{
-				Key: keys[i], Address: netip.AddrFrom4([4]byte{100, 64, 0, byte(i + 1)}), Conn: listen(b, byte(i+1)), MTU: 1440,
+				Keys: keys[i : i+1], Address: netip.AddrFrom4([4]byte{100, 64, 0, byte(i + 1)}), Conns: []udp.Conn{listen(b, byte(i+1))}, MTU: 1440,
 				Receive: func(batch []udp.Message) {
 					for _, m := range batch {
 						received.Add(int64(m.N))
@@ -66,7 +66,7 @@ func BenchmarkTrains(b *testing.B) {
 				b.Fatal(err)
 			}
 		}
-		send := func() error { return ends[0].Send(ends[1].Address(), train, segment) }
+		send := func() error { return ends[0].Send(ends[1].Address(), 0, train, segment) }
 		if err := send(); err != nil {
 			b.Fatal(err)
 		}

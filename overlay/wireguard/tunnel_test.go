@@ -2,12 +2,14 @@ package wireguard
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,11 +34,38 @@ type cell struct {
 	key    PrivateKey
 	conn   *udptest.Conn
 	got    chan frame
+	now    atomic.Int64  // its clock, which the test moves
+	made   atomic.Int64  // sessions that it seals in, one after the other
+	news   chan struct{} // capacity 1: there is one more
+}
+
+// A cell's log tells its test of sessions.
+func (c *cell) Enabled(context.Context, slog.Level) bool { return true }
+func (c *cell) WithAttrs([]slog.Attr) slog.Handler       { return c }
+func (c *cell) WithGroup(string) slog.Handler            { return c }
+func (c *cell) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == "session" {
+		c.made.Add(1)
+		select {
+		case c.news <- struct{}{}:
+		default:
+		}
+	}
+	return nil
+}
+
+// later moves the clocks of all.
+func later(d time.Duration, cells ...*cell) {
+	for _, c := range cells {
+		c.now.Add(int64(d))
+		c.tunnel.tick()
+	}
 }
 
 func newCell(t *testing.T, net *udptest.Network, n int) *cell {
 	t.Helper()
-	c := &cell{t: t, name: fmt.Sprintf("cell-%d", n), got: make(chan frame, 4096)}
+	c := &cell{t: t, name: fmt.Sprintf("cell-%d", n), got: make(chan frame, 4096), news: make(chan struct{}, 1)}
+	c.now.Store(int64(time.Hour))
 	var err error
 	if c.key, err = GenerateKey(); err != nil {
 		t.Fatal(err)
@@ -45,13 +74,13 @@ func newCell(t *testing.T, net *udptest.Network, n int) *cell {
 		t.Fatal(err)
 	}
 	c.tunnel, err = New(Options{
-		Key: c.key, Address: netip.AddrFrom4([4]byte{100, 64, 0, byte(n)}), Conn: c.conn, MTU: 1440,
+		Keys: []PrivateKey{c.key}, Address: netip.AddrFrom4([4]byte{100, 64, 0, byte(n)}), Conns: []udp.Conn{c.conn}, MTU: 1440,
 		Receive: func(batch []udp.Message) {
 			for _, m := range batch {
 				c.got <- frame{m.From.Addr(), string(m.Buf[:m.N])}
 			}
 		},
-		Log: slog.New(slog.DiscardHandler),
+		Log: slog.New(c), clock: c.now.Load,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -77,7 +106,7 @@ func (c *cell) knows(other *cell) {
 
 func (c *cell) send(to *cell, body string) {
 	c.t.Helper()
-	if err := c.tunnel.Send(to.tunnel.Address(), []byte(body), 0); err != nil {
+	if err := c.tunnel.Send(to.tunnel.Address(), 0, []byte(body), 0); err != nil {
 		c.t.Fatal(err)
 	}
 }
@@ -145,7 +174,7 @@ func TestTrainsKeepTheirOrder(t *testing.T) {
 			train = append(train, bytes.Repeat([]byte{byte(n), byte(i)}, each/2)...)
 		}
 		train = append(train, bytes.Repeat([]byte{byte(n)}, last)...)
-		if err := a.tunnel.Send(b.tunnel.Address(), train, each); err != nil {
+		if err := a.tunnel.Send(b.tunnel.Address(), 0, train, each); err != nil {
 			t.Fatal(err)
 		}
 		for len(train) > 0 {
@@ -298,7 +327,7 @@ func TestBeginAfterARestart(t *testing.T) {
 	}
 	got := make(chan string, 1024)
 	again, err := New(Options{
-		Key: b.key, Address: b.tunnel.Address(), Conn: conn, MTU: 1440, Log: slog.New(slog.DiscardHandler),
+		Keys: []PrivateKey{b.key}, Address: b.tunnel.Address(), Conns: []udp.Conn{conn}, MTU: 1440, Log: slog.New(slog.DiscardHandler),
 		Receive: func(batch []udp.Message) {
 			for _, m := range batch {
 				got <- string(m.Buf[:m.N])
@@ -348,13 +377,14 @@ func TestSetRefusesWhatIsAnothers(t *testing.T) {
 		p    Peer
 		want error
 	}{
-		"no key":             {Peer{Address: free, Endpoint: third}, ErrKey},
-		"the own key":        {Peer{Key: a.key.Public(), Address: free, Endpoint: third}, ErrKey},
-		"another's key":      {Peer{Key: b.key.Public(), Address: free, Endpoint: third}, ErrKey},
-		"no address":         {Peer{Key: PublicKey{1}, Endpoint: third}, ErrAddress},
-		"the own address":    {Peer{Key: PublicKey{1}, Address: a.tunnel.Address(), Endpoint: third}, ErrAddress},
-		"another's address":  {Peer{Key: PublicKey{1}, Address: b.tunnel.Address(), Endpoint: third}, ErrAddress},
-		"an address of IPv6": {Peer{Key: PublicKey{1}, Address: netip.MustParseAddr("fd00::1"), Endpoint: third}, ErrAddress},
+		"no key":                 {Peer{Address: free, Endpoint: third}, ErrKey},
+		"the own key":            {Peer{Key: a.key.Public(), Address: free, Endpoint: third}, ErrKey},
+		"a key without a secret": {Peer{Key: PublicKey{1}, Address: free, Endpoint: third}, ErrKey},
+		"another's key":          {Peer{Key: b.key.Public(), Address: free, Endpoint: third}, ErrKey},
+		"no address":             {Peer{Key: PublicKey{9}, Endpoint: third}, ErrAddress},
+		"the own address":        {Peer{Key: PublicKey{9}, Address: a.tunnel.Address(), Endpoint: third}, ErrAddress},
+		"another's address":      {Peer{Key: PublicKey{9}, Address: b.tunnel.Address(), Endpoint: third}, ErrAddress},
+		"an address of IPv6":     {Peer{Key: PublicKey{9}, Address: netip.MustParseAddr("fd00::1"), Endpoint: third}, ErrAddress},
 	} {
 		if err := a.tunnel.Set("third", c.p); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
@@ -366,18 +396,18 @@ func TestSetRefusesWhatIsAnothers(t *testing.T) {
 
 func TestSendRefusesWhatNoTunnelTakes(t *testing.T) {
 	_, a, b := pair(t)
-	if err := a.tunnel.Send(netip.MustParseAddr("100.64.0.99"), []byte("to nobody"), 0); err != nil {
+	if err := a.tunnel.Send(netip.MustParseAddr("100.64.0.99"), 0, []byte("to nobody"), 0); err != nil {
 		t.Fatal(err)
 	}
 	a.send(b, "to somebody")
 	b.expect(a, "to somebody")
-	if err := a.tunnel.Send(b.tunnel.Address(), make([]byte, 65535), 0); err != udp.ErrMessageSize {
+	if err := a.tunnel.Send(b.tunnel.Address(), 0, make([]byte, 65535), 0); err != udp.ErrMessageSize {
 		t.Errorf("a frame of 65,535 bytes: %v, want %v", err, udp.ErrMessageSize)
 	}
 	if err := a.tunnel.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.tunnel.Send(b.tunnel.Address(), []byte("late"), 0); err != udp.ErrClosed {
+	if err := a.tunnel.Send(b.tunnel.Address(), 0, []byte("late"), 0); err != udp.ErrClosed {
 		t.Errorf("after Close: %v, want %v", err, udp.ErrClosed)
 	}
 	if err := a.tunnel.Close(); err != nil {
@@ -394,7 +424,7 @@ func TestCloseWakesSenders(t *testing.T) {
 		wg.Go(func() {
 			train := make([]byte, 60*1000)
 			for {
-				if err := a.tunnel.Send(b.tunnel.Address(), train, 1000); err != nil {
+				if err := a.tunnel.Send(b.tunnel.Address(), 0, train, 1000); err != nil {
 					ended <- err
 					return
 				}
