@@ -114,16 +114,38 @@ func name4(twin netip.Addr) netip.Addr {
 	return netip.AddrFrom4([4]byte(b[12:]))
 }
 
-// mend is the command that lets source reach destination.
+// mend is the command that lets source reach destination. A destination that a name
+// alone does not find from the source's space has its own beside it; what a shell
+// would not take as it stands is said by its GUID.
 func mend(source, destination Instance) string {
-	called := func(i Instance) string {
-		if i.AppName != "" {
-			return i.AppName
-		}
-		return string(i.App)
+	from, to := string(source.App), string(destination.App)
+	if isPlain(source.AppName) {
+		from = source.AppName
 	}
-	return fmt.Sprintf("no policy lets this app reach it; allow it with: tulle add-network-policy %s %s --protocol tcp --port %d",
-		called(source), called(destination), appPort)
+	switch {
+	case !isPlain(destination.AppName):
+	case destination.Space == source.Space && destination.Org == source.Org:
+		to = destination.AppName
+	case isPlain(destination.Space) && isPlain(destination.Org):
+		to = destination.AppName + " -s " + destination.Space + " -o " + destination.Org
+	}
+	return fmt.Sprintf("no policy lets this app reach it; allow it with: tulle add-network-policy %s %s --protocol tcp --port %d", from, to, appPort)
+}
+
+// isPlain reports whether a shell takes s for one word, and nothing for a flag.
+func isPlain(s string) bool {
+	for i := range len(s) {
+		switch c := s[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '_':
+		case c == '-' || c == '.':
+			if i == 0 {
+				return false
+			}
+		default:
+			return false
+		}
+	}
+	return s != ""
 }
 
 // services adds an SRV record for each instance, and their addresses.

@@ -280,6 +280,32 @@ func TestProhibited(t *testing.T) {
 	}
 }
 
+// The command that would allow it can be typed as it is told, wherever the apps are.
+func TestMend(t *testing.T) {
+	const source = "11111111-0000-4000-8000-000000000001"
+	app := func(id policy.AppID, name, space, org string) Instance {
+		return Instance{App: id, AppName: name, Space: space, Org: org}
+	}
+	front := app(source, "front.end-1", "prod", "acme")
+	for _, c := range []struct {
+		name     string
+		from, to Instance
+		want     string
+	}{
+		{"in one space", front, app("b", "back", "prod", "acme"), "front.end-1 back"},
+		{"in another space", front, app("b", "back", "data", "acme"), "front.end-1 back -s data -o acme"},
+		{"in another org", front, app("b", "back", "prod", "other"), "front.end-1 back -s prod -o other"},
+		{"on another cell", front, app("b", "", "", ""), "front.end-1 b"},
+		{"names of several words", app(source, "front end", "prod", "acme"), app("b", "back; reboot", "prod", "acme"), source + " b"},
+		{"a space of several words", front, app("b", "back", "big data", "acme"), "front.end-1 b"},
+		{"what looks like a flag", app(source, "-front", "", ""), app("b", "--back", "", ""), source + " b"},
+	} {
+		if got := mend(c.from, c.to); !strings.HasSuffix(got, ": tulle add-network-policy "+c.want+" --protocol tcp --port 8080") {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+	}
+}
+
 func TestReverse(t *testing.T) {
 	for name, want := range map[string]string{
 		"4.3.255.10.in-addr.arpa.": "10.255.3.4",

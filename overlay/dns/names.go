@@ -38,7 +38,9 @@ type Instance struct {
 	App     policy.AppID
 	Address netip.Addr
 	Index   string // its number among the app's instances; "" where nobody said one
-	AppName string // the app's name, where it is known
+	AppName string // the app's name, and those of its space and org, where they are known
+	Space   string
+	Org     string
 }
 
 // instances are found by address and by app.
