@@ -130,6 +130,15 @@ func (h *Header) SegmentLen() uint32 {
 	return n
 }
 
+// IsPortUnreachable says whether the packet is an ICMP error that says so, in either
+// family.
+func (h *Header) IsPortUnreachable() bool {
+	if h.Proto == ProtoICMPv6 {
+		return h.IsICMPError() && h.ICMPType == icmp6Unreachable && h.ICMPCode == codes6[CodePortUnreachable]
+	}
+	return h.IsICMPError() && h.ICMPType == icmpUnreachable && h.ICMPCode == CodePortUnreachable
+}
+
 // IsICMPError says whether the packet is an ICMP message about another packet
 // (RFC 1122 section 3.2.2): destination unreachable, source quench, redirect,
 // time exceeded, parameter problem.
