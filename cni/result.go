@@ -49,6 +49,9 @@ func (c *call) result(got control.Attached) (types.Result, error) {
 		})
 	}
 	r.Routes = append(r.Routes, &types.Route{Dst: net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}})
+	if got.Address6.IsValid() {
+		r.Routes = append(r.Routes, &types.Route{Dst: net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}})
+	}
 	r.DNS = c.conf.Names(got.Resolver)
 	return r, nil
 }

@@ -33,8 +33,7 @@ const addrGenModeNone = 1
 
 // Configure gives the device its address and MTU, takes it up, and makes it the
 // default route (scope link: behind a TUN there is no neighbour to resolve).
-// IPv6 has the one address, if any, and a route to its network, the overlay's; or it
-// is off. The host's autoconfiguration is off in any case: it would send packets that
+// IPv6 has the one address, if any, and a default route; or it is off. The host's autoconfiguration is off in any case: it would send packets that
 // are nobody's. Where IPv6 cannot be had, because this kernel has none or a runtime
 // turned it off in this namespace, there is none. Configuring again changes nothing.
 func Configure(d Device) error {
@@ -79,8 +78,9 @@ const networkBits6 = 96
 var resolver6 = netip.MustParsePrefix("fd00:169:254::2/128")
 
 // configure6 gives the device its IPv6 address, without the search for another that
-// has it: nobody else can. Beyond the overlay and the resolver there is no route, so a connection there
-// fails at once and the caller takes IPv4.
+// has it: nobody else can. The default route beside the two to the overlay and the
+// resolver may go where an operator wants no IPv6 to the outside. Callers that sort
+// by RFC 6724 take IPv4 first all the same: the address is a unique local one.
 func configure6(link netlink.Link, d Device) error {
 	err := netlink.AddrReplace(link, &netlink.Addr{IPNet: ipNet(d.Address6), Flags: unix.IFA_F_NODAD})
 	if none6(err) {
@@ -90,7 +90,7 @@ func configure6(link netlink.Link, d Device) error {
 		return fmt.Errorf("give %s to %s: %w", d.Address6, d.Name, err)
 	}
 	network := netip.PrefixFrom(d.Address6.Addr(), networkBits6).Masked()
-	for _, to := range []netip.Prefix{network, resolver6} {
+	for _, to := range []netip.Prefix{network, resolver6, netip.PrefixFrom(netip.IPv6Unspecified(), 0)} {
 		if err := netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(to)}); err != nil {
 			return fmt.Errorf("route to %s through %s: %w", to, d.Name, err)
 		}

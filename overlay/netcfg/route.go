@@ -132,7 +132,8 @@ func (r *Router) answer(b []byte) (kind RouteKind, ours bool, err error) {
 	switch ne.Uint16(b[4:]) {
 	case unix.NLMSG_ERROR:
 		switch e := syscall.Errno(-int32(ne.Uint32(body))); e {
-		case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL:
+		case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL,
+			unix.EAFNOSUPPORT, unix.EOPNOTSUPP: // a kernel without IPv6
 			return RouteNone, true, nil
 		default:
 			return RouteNone, false, e

@@ -21,6 +21,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -152,19 +153,41 @@ func (n *Namespace) File() *os.File { return n.file }
 // route. The descriptor is closed at cleanup if the test has not done so.
 func (n *Namespace) TUN(t testing.TB, name string, addr netip.Prefix, mtu int) *os.File {
 	t.Helper()
+	return n.Device(t, netcfg.Device{Name: name, Address: addr, MTU: mtu})
+}
+
+// Device is TUN for a device of both families.
+func (n *Namespace) Device(t testing.TB, d netcfg.Device) *os.File {
+	t.Helper()
 	NeedTUN(t)
 	var file *os.File
 	err := n.Do(func() (err error) {
-		if file, err = netcfg.CreateTUN(name, mtu); err != nil {
+		if file, err = netcfg.CreateTUN(d.Name, d.MTU); err != nil {
 			return err
 		}
-		return netcfg.Configure(netcfg.Device{Name: name, Address: addr, MTU: mtu})
+		if err := netcfg.Configure(d); err != nil || !d.Address6.IsValid() {
+			return err
+		}
+		return Ready(d.Address6.Addr())
 	})
 	if err != nil {
-		t.Fatalf("TUN %s: %v", name, err)
+		t.Fatalf("TUN %s: %v", d.Name, err)
 	}
 	t.Cleanup(func() { file.Close() })
 	return file
+}
+
+// Ready waits until the calling thread's namespace takes packets for an IPv6 address
+// that it was given: the kernel's route to it comes from a work queue, a moment after
+// the address, and what comes before is lost.
+func Ready(a netip.Addr) error {
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		routes, err := netlink.RouteGet(a.AsSlice())
+		if err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL {
+			return nil
+		}
+	}
+	return fmt.Errorf("%v never became an address of this namespace", a)
 }
 
 var veths atomic.Uint32
@@ -207,11 +230,17 @@ func up(name string, ip netip.Prefix) error {
 		if err != nil {
 			return err
 		}
+		if ip.Addr().Is6() {
+			addr.Flags = unix.IFA_F_NODAD // good at once, almost
+		}
 		if err := netlink.AddrAdd(link, addr); err != nil {
 			return err
 		}
 	}
-	return netlink.LinkSetUp(link)
+	if err := netlink.LinkSetUp(link); err != nil || !ip.Addr().Is6() {
+		return err
+	}
+	return Ready(ip.Addr())
 }
 
 // inUserNamespace reports whether uid 0 here is somebody else outside.
