@@ -13,6 +13,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
@@ -64,10 +65,15 @@ func (q *Request) Refuse() { q.r.Complete(true) }
 func (q *Request) Drop() { q.r.Complete(false) }
 
 // Dial opens a connection to the container, to, that comes from from: any address
-// that the container's kernel takes a packet from. Port 0 is any that is free.
+// of to's family that the container's kernel takes a packet from. Port 0 is any that
+// is free.
 func (s *Stack) Dial(ctx context.Context, from, to netip.AddrPort) (*Conn, error) {
 	c := &Conn{s: s, remote: to}
-	ep, terr := s.s.NewEndpoint(tcp.ProtocolNumber, ipv4.ProtocolNumber, &c.wq)
+	network := ipv4.ProtocolNumber
+	if to.Addr().Is6() {
+		network = ipv6.ProtocolNumber
+	}
+	ep, terr := s.s.NewEndpoint(tcp.ProtocolNumber, network, &c.wq)
 	if terr != nil {
 		return nil, fmt.Errorf("dial %s: %s", to, terr)
 	}

@@ -61,6 +61,9 @@ func (o *out) write(device Device, pkt *stack.PacketBuffer) {
 		}
 		if pkt.Data().Size() > int(g.MSS) {
 			v.GSOType, v.GSOSize = packet.GSOTCPv4, g.MSS
+			if g.Type == stack.GSOTCPv6 {
+				v.GSOType = packet.GSOTCPv6
+			}
 		}
 	}
 	v.Encode(o.header[:])

@@ -5,16 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 
 	"tulle/overlay/packet"
 )
@@ -35,9 +35,13 @@ type Options struct {
 	// Datagram is called, in Inject's goroutine, with each UDP datagram. The payload
 	// is the caller's again when it returns. nil: they are dropped.
 	Datagram func(from, to netip.AddrPort, payload []byte)
-	// Echo is called likewise with each ICMP echo request: its header from the type
-	// on, and payload.
+	// Echo is called likewise with each echo request, of ICMP or ICMPv6: its header
+	// from the type on, and payload.
 	Echo func(from, to netip.Addr, message []byte)
+	// Refused is called likewise with each of SendDatagram's that went to a closed port,
+	// as the container says: from and to as they were, and the payload where the
+	// container quotes all of it, else nil.
+	Refused func(from, to netip.AddrPort, payload []byte)
 	// Pending is how many connections may be neither accepted nor refused; beyond,
 	// SYNs are dropped, and come again. 0: 1024.
 	Pending int
@@ -60,6 +64,9 @@ type Stack struct {
 	s    *stack.Stack
 	link *link
 	open connections
+
+	joinMu sync.Mutex // guards join
+	join   packet.Reassembler
 }
 
 // New makes a Stack.
@@ -77,9 +84,14 @@ func New(o Options) (*Stack, error) {
 		return nil, fmt.Errorf("netstack: MTU %d is less than %d", o.MTU, header.IPv4MinimumMTU)
 	}
 	s := &Stack{opt: o, link: newLink(o.MTU, o.Device)}
+	// It is given TCP and nothing else, and has no word of its own: no neighbour, router
+	// or listener is looked for, no address made, no echo answered.
 	s.s = stack.New(stack.Options{
-		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocolWithOptions(ipv4.Options{AllowExternalLoopbackTraffic: true})},
-		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4},
+		NetworkProtocols: []stack.NetworkProtocolFactory{
+			ipv4.NewProtocolWithOptions(ipv4.Options{AllowExternalLoopbackTraffic: true}),
+			ipv6.NewProtocolWithOptions(ipv6.Options{AllowExternalLoopbackTraffic: true}),
+		},
+		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol},
 	})
 	if err := s.configure(); err != nil {
 		s.Close()
@@ -99,7 +111,7 @@ func (s *Stack) configure() tcpip.Error {
 	if err := s.s.SetSpoofing(nic, true); err != nil {
 		return err
 	}
-	s.s.SetRouteTable([]tcpip.Route{{Destination: header.IPv4EmptySubnet, NIC: nic}})
+	s.s.SetRouteTable([]tcpip.Route{{Destination: header.IPv4EmptySubnet, NIC: nic}, {Destination: header.IPv6EmptySubnet, NIC: nic}})
 	sack := tcpip.TCPSACKEnabled(true)
 	moderate := tcpip.TCPModerateReceiveBufferOption(true)
 	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: minBuffer, Default: maxBuffer / 2, Max: maxBuffer}
@@ -112,8 +124,6 @@ func (s *Stack) configure() tcpip.Error {
 	}
 	forwarder := tcp.NewForwarder(s.s, 0, s.opt.Pending, s.request)
 	s.s.SetTransportProtocolHandler(tcp.ProtocolNumber, forwarder.HandlePacket)
-	s.s.SetTransportProtocolHandler(udp.ProtocolNumber, s.reassembledUDP)
-	s.s.SetTransportProtocolHandler(icmp.ProtocolNumber4, s.reassembledEcho)
 	return nil
 }
 
@@ -129,18 +139,38 @@ func (s *Stack) Close() {
 // Inject takes a packet that the container sent. h and v are its headers, which
 // passed packet's checks; p is copied where it is kept.
 func (s *Stack) Inject(h *packet.Header, v *packet.Virtio, p []byte) {
+	if h.IsFragment() {
+		s.joinMu.Lock()
+		p = s.join.Add(p, h, time.Now())
+		s.joinMu.Unlock()
+		var whole packet.Header
+		if p == nil || packet.Parse(p, &whole) != nil || whole.IsFragment() || whole.SourceRoute {
+			return
+		}
+		h, v = &whole, &packet.Virtio{}
+	}
 	// A checksum that the container's kernel left to the device is not there yet, and
 	// nothing between it and here could have spoiled the packet.
 	if v.Flags&packet.VirtioNeedsChecksum == 0 && !packet.VerifyChecksum(p, h) {
 		return
 	}
-	if !h.IsFragment() && h.Proto != packet.ProtoTCP {
+	if h.Proto != packet.ProtoTCP {
 		s.message(h, v, p)
 		return
 	}
-	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(p)})
+	protocol := tcpip.NetworkProtocolNumber(header.IPv4ProtocolNumber)
+	var data buffer.Buffer
+	switch {
+	case !h.IPv6:
+		data = buffer.MakeWithData(p)
+	case h.HasOptions: // which say nothing that concerns a connection
+		protocol, data = header.IPv6ProtocolNumber, buffer.MakeWithData(packet.AppendPlain(nil, p, h))
+	default:
+		protocol, data = header.IPv6ProtocolNumber, buffer.MakeWithData(p)
+	}
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: data})
 	defer pkt.DecRef()
-	s.link.deliver(header.IPv4ProtocolNumber, pkt)
+	s.link.deliver(protocol, pkt)
 }
 
 // message hands over a datagram or an echo request that is whole.
@@ -156,69 +186,57 @@ func (s *Stack) message(h *packet.Header, v *packet.Virtio, p []byte) {
 			s.opt.Datagram(from, to, b[:size])
 		}
 		s.opt.Datagram(from, to, b)
-	case packet.ProtoICMP:
-		if s.opt.Echo != nil && h.ICMPType == uint8(header.ICMPv4Echo) {
+	case packet.ProtoICMP, packet.ProtoICMPv6:
+		request := uint8(header.ICMPv4Echo)
+		if h.IPv6 {
+			request = uint8(header.ICMPv6EchoRequest)
+		}
+		if s.opt.Echo != nil && h.IPv6 == (h.Proto == packet.ProtoICMPv6) && h.ICMPType == request {
 			s.opt.Echo(h.Src, h.Dst, p[h.HeaderLen:h.TotalLen])
+			return
+		}
+		var q packet.Header
+		if s.opt.Refused != nil && h.IsPortUnreachable() && packet.ParseQuoted(p, h, &q) == nil && q.Proto == packet.ProtoUDP && !q.IsFragment() {
+			var payload []byte
+			if b := p[h.HeaderLen+h.L4Len+q.HeaderLen : h.TotalLen]; len(b) >= q.L4Len+q.PayloadLen {
+				payload = b[q.L4Len:][:q.PayloadLen]
+			}
+			s.opt.Refused(netip.AddrPortFrom(q.Src, q.SrcPort), netip.AddrPortFrom(q.Dst, q.DstPort), payload)
 		}
 	}
 }
 
-// reassembledUDP takes a datagram that came in fragments. It is always handled:
-// the stack has no word of its own.
-func (s *Stack) reassembledUDP(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
-	if s.opt.Datagram == nil {
-		return true
-	}
-	h := header.UDP(pkt.TransportHeader().Slice())
-	data := pkt.Data().AsRange().ToSlice()
-	if len(h) < header.UDPMinimumSize || int(h.Length()) != len(h)+len(data) {
-		return true
-	}
-	if h.Checksum() != 0 && !h.IsChecksumValid(id.RemoteAddress, id.LocalAddress, pkt.Data().Checksum()) {
-		return true
-	}
-	s.opt.Datagram(addrPort(id.RemoteAddress, id.RemotePort), addrPort(id.LocalAddress, id.LocalPort), data)
-	return true
-}
-
-// reassembledEcho is reassembledUDP for ICMP.
-func (s *Stack) reassembledEcho(_ stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
-	h := pkt.TransportHeader().Slice()
-	if checksum.Checksum(h, pkt.Data().Checksum()) != 0xffff {
-		return true // gVisor hands echo requests over even so
-	}
-	if s.opt.Echo == nil || len(h) < header.ICMPv4MinimumSize || h[0] != uint8(header.ICMPv4Echo) {
-		return true
-	}
-	ip := pkt.Network()
-	data := pkt.Data().AsRange().ToSlice()
-	s.opt.Echo(addr(ip.SourceAddress()), addr(ip.DestinationAddress()), append(append(make([]byte, 0, len(h)+len(data)), h...), data...))
-	return true
-}
-
 // SendDatagram sends the container a datagram, whatever its length: the device
-// has no MTU in this direction.
+// has no MTU in this direction. Both ends are of one family.
 func (s *Stack) SendDatagram(from, to netip.AddrPort, payload []byte) error {
-	b := make([]byte, packet.VirtioLen, packet.VirtioLen+packet.IPv4HeaderLen+packet.UDPHeaderLen+len(payload))
-	if len(payload) > packet.MaxLen-packet.IPv4HeaderLen-packet.UDPHeaderLen {
-		return fmt.Errorf("datagram of %d bytes does not fit an IPv4 packet", len(payload))
+	if len(payload) > packet.MaxLen-headerLen(to.Addr())-packet.UDPHeaderLen {
+		return fmt.Errorf("datagram of %d bytes does not fit a packet", len(payload))
 	}
+	b := make([]byte, packet.VirtioLen, packet.VirtioLen+packet.IPv6HeaderLen+packet.UDPHeaderLen+len(payload))
 	return s.opt.Device(packet.AppendUDP(b, from, to, payload))
 }
 
 // SendEchoReply sends the container the reply to an echo request: message is an ICMP
-// message, of which identifier, number and payload are taken.
+// message, of which identifier, number and payload are taken. Both ends are of one
+// family.
 func (s *Stack) SendEchoReply(from, to netip.Addr, message []byte) error {
-	if len(message) < packet.ICMPHeaderLen || len(message) > packet.MaxLen-packet.IPv4HeaderLen {
-		return fmt.Errorf("echo reply of %d bytes does not fit an IPv4 packet", len(message))
+	if len(message) < packet.ICMPHeaderLen || len(message) > packet.MaxLen-headerLen(to) {
+		return fmt.Errorf("echo reply of %d bytes does not fit a packet", len(message))
 	}
-	b := make([]byte, packet.VirtioLen, packet.VirtioLen+packet.IPv4HeaderLen+len(message))
+	b := make([]byte, packet.VirtioLen, packet.VirtioLen+packet.IPv6HeaderLen+len(message))
 	id, seq := binary.BigEndian.Uint16(message[4:6]), binary.BigEndian.Uint16(message[6:8])
 	return s.opt.Device(packet.AppendEcho(b, from, to, true, id, seq, message[packet.ICMPHeaderLen:], 0))
 }
 
+func headerLen(a netip.Addr) int {
+	if a.Is4() {
+		return packet.IPv4HeaderLen
+	}
+	return packet.IPv6HeaderLen
+}
+
 // SendUnreachable tells the container that the packet it sent, quoted, did not
-// arrive: code is one of package packet's, sender who says so.
+// arrive: code is one of package packet's, sender who says so, in the packet's family.
 func (s *Stack) SendUnreachable(sender netip.Addr, code uint8, quoted []byte) error {
 	var h packet.Header
 	if err := packet.Parse(quoted, &h); err != nil {
