@@ -20,12 +20,14 @@ type SecurityGroup struct {
 	RunningSpaces  []string
 }
 
-// SecurityRule allows what goes to Destination: addresses, prefixes and ranges
-// ("10.0.0.1", "10.0.0.0/24", "10.0.0.1-10.0.0.9"), separated by commas. Ports
-// (tcp, udp) are ports and ranges, separated by commas; Type and Code are ICMP's,
-// -1 being any. The JSON is that of the original's rules, all fields present.
+// SecurityRule allows what goes to Destination: addresses, prefixes and ranges of
+// IPv4 and IPv6 ("10.0.0.1", "10.0.0.0/24", "10.0.0.1-10.0.0.9"), separated by
+// commas. Ports (tcp, udp) are ports and ranges, separated by commas; Type and Code
+// are ICMP's, and ICMPv6's for destinations of IPv6, -1 being any. Protocol icmpv6 is
+// icmp with such destinations alone. The JSON is that of the original's rules, all
+// fields present.
 type SecurityRule struct {
-	Protocol    string `json:"protocol"` // tcp, udp, icmp or all
+	Protocol    string `json:"protocol"` // tcp, udp, icmp, icmpv6 or all
 	Destination string `json:"destination"`
 	Ports       string `json:"ports"`
 	Type        int    `json:"type"`
@@ -42,19 +44,19 @@ func (r SecurityRule) Check() error {
 		if err := checkPorts(r.Ports); err != nil {
 			return fmt.Errorf("ports %q: %w", r.Ports, err)
 		}
-	case "icmp", "all":
+	case "icmp", "icmpv6", "all":
 		if r.Ports != "" {
 			return fmt.Errorf("ports %q: protocol %s has none", r.Ports, r.Protocol)
 		}
 	default:
-		return fmt.Errorf("protocol %q: must be tcp, udp, icmp or all", r.Protocol)
+		return fmt.Errorf("protocol %q: must be tcp, udp, icmp, icmpv6 or all", r.Protocol)
 	}
 	for _, f := range []struct {
 		name  string
 		value int
 	}{{"type", r.Type}, {"code", r.Code}} {
 		switch {
-		case r.Protocol != "icmp" && f.value != 0:
+		case !r.isICMP() && f.value != 0:
 			return fmt.Errorf("%s %d: protocol %s has none", f.name, f.value, r.Protocol)
 		case f.value < -1 || f.value > 255:
 			return fmt.Errorf("%s %d: must be -1 (any) to 255", f.name, f.value)
@@ -63,8 +65,13 @@ func (r SecurityRule) Check() error {
 	if err := checkDestination(r.Destination); err != nil {
 		return fmt.Errorf("destination %q: %w", r.Destination, err)
 	}
+	if r.Protocol == "icmpv6" && strings.Contains(r.Destination, ".") {
+		return fmt.Errorf("destination %q: protocol icmpv6 goes to IPv6 addresses alone", r.Destination)
+	}
 	return nil
 }
+
+func (r SecurityRule) isICMP() bool { return r.Protocol == "icmp" || r.Protocol == "icmpv6" }
 
 func checkDestination(list string) error {
 	if list == "" {
@@ -83,21 +90,24 @@ func checkAddresses(s string) error {
 		a, aErr := netip.ParseAddr(first)
 		b, bErr := netip.ParseAddr(last)
 		switch {
-		case aErr != nil || bErr != nil || !a.Is4() || !b.Is4():
-			return errors.New("is not a range of IPv4 addresses")
+		case aErr != nil || bErr != nil || !plain(a) || !plain(b) || a.Is4() != b.Is4():
+			return errors.New("is not a range of IPv4 or of IPv6 addresses")
 		case b.Less(a):
 			return errors.New("starts behind its end")
 		}
 		return nil
 	}
-	if p, err := netip.ParsePrefix(s); err == nil && p.Addr().Is4() {
+	if p, err := netip.ParsePrefix(s); err == nil && plain(p.Addr()) {
 		return nil
 	}
-	if a, err := netip.ParseAddr(s); err == nil && a.Is4() {
+	if a, err := netip.ParseAddr(s); err == nil && plain(a) {
 		return nil
 	}
-	return errors.New("is not an IPv4 address, a CIDR or a range, without blanks")
+	return errors.New("is not an IPv4 or IPv6 address, a CIDR or a range, without blanks, zones and IPv4 mapped into IPv6")
 }
+
+// plain is false for an address that means one only here, or one of the other family.
+func plain(a netip.Addr) bool { return a.Zone() == "" && !a.Is4In6() }
 
 func checkPorts(list string) error {
 	if list == "" {

@@ -7,7 +7,8 @@ import (
 )
 
 // Packet is what a security rule looks at: where something goes outside the
-// overlay. Port is of tcp and udp, Type and Code of icmp.
+// overlay. Port is of tcp and udp, Type and Code of icmp, which is ICMPv6 where To is
+// of IPv6.
 type Packet struct {
 	Protocol   string // tcp, udp or icmp
 	To         netip.Addr
@@ -18,7 +19,7 @@ type Packet struct {
 // Allows reports whether the rule lets p pass: the obvious evaluation, word by
 // word, that faster ones are held against. A rule that Check refuses allows nothing.
 func (r SecurityRule) Allows(p Packet) bool {
-	if r.Check() != nil || r.Protocol != "all" && r.Protocol != p.Protocol {
+	if r.Check() != nil || r.Protocol != "all" && strings.TrimSuffix(r.Protocol, "v6") != p.Protocol {
 		return false
 	}
 	within := func(part string) bool {
@@ -39,7 +40,7 @@ func (r SecurityRule) Allows(p Packet) bool {
 			end, _ := checkPort(last)
 			return start <= int(p.Port) && int(p.Port) <= end
 		})
-	case "icmp":
+	case "icmp", "icmpv6":
 		// 255 is what the original makes of -1.
 		anyType, anyCode := r.Type == -1 || r.Type == 255, r.Code == -1 || r.Code == 255
 		return (anyType || r.Type == int(p.Type)) && (anyCode || r.Code == int(p.Code))

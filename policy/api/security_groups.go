@@ -97,8 +97,8 @@ func DecodeSecurityGroup(guid string, body []byte) (policy.SecurityGroup, error)
 			switch {
 			case f.from != nil:
 				*f.to = *f.from
-			case rule.Protocol == "icmp":
-				return g, fmt.Errorf("rules[%d]: %s: is missing, and protocol icmp needs it (-1 is any)", i, f.name)
+			case rule.Protocol == "icmp" || rule.Protocol == "icmpv6":
+				return g, fmt.Errorf("rules[%d]: %s: is missing, and protocol %s needs it (-1 is any)", i, f.name, rule.Protocol)
 			}
 		}
 		if err := rule.Check(); err != nil {

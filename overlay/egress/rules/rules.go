@@ -109,10 +109,14 @@ func compile(r policy.SecurityRule) ([]element, error) {
 	if err != nil {
 		return nil, err
 	}
+	protocol := r.Protocol
+	if protocol == "icmpv6" {
+		protocol = "icmp" // a packet's, whose destination says which; all of these are IPv6
+	}
 	wild := func(n int) bool { return n == -1 || n == 255 }
 	all := make([]element, len(spans))
 	for i, s := range spans {
-		all[i] = element{first: s.First, last: s.Last, protocol: r.Protocol, ports: ports, log: r.Log,
+		all[i] = element{first: s.First, last: s.Last, protocol: protocol, ports: ports, log: r.Log,
 			anyType: wild(r.Type), anyCode: wild(r.Code), typ: uint8(r.Type), code: uint8(r.Code)}
 	}
 	return all, nil

@@ -64,10 +64,20 @@ func TestJudge(t *testing.T) {
 		{"icmp rule and tcp", []policy.SecurityRule{icmp("10.0.0.1", -1, -1)}, "tcp 10.0.0.1:80", NoRule},
 		{"a wide rule around narrow ones", []policy.SecurityRule{rule("tcp", "10.0.0.0/8", "80"), rule("tcp", "10.5.0.0/16", "81"), rule("tcp", "10.9.0.1", "82")}, "tcp 10.200.0.1:80", Allowed},
 		{"mapped addresses are other addresses", []policy.SecurityRule{rule("tcp", "0.0.0.0/0", "80")}, "tcp [::ffff:10.0.0.1]:80", NoRule},
+		{"IPv6", []policy.SecurityRule{rule("tcp", "10.0.0.1,2001:db8::/32", "80")}, "tcp [2001:db8:ffff::1]:80", Allowed},
+		{"behind an IPv6 range", []policy.SecurityRule{rule("tcp", "2001:db8::5-2001:db8::9", "80")}, "tcp [2001:db8::a]:80", NoRule},
+		{"all of IPv4 is none of IPv6", []policy.SecurityRule{rule("all", "0.0.0.0/0", "")}, "tcp [2001:db8::1]:80", NoRule},
+		{"all of IPv6 is none of IPv4", []policy.SecurityRule{rule("all", "::/0", "")}, "tcp 10.0.0.1:80", NoRule},
+		{"icmp to IPv6 is ICMPv6", []policy.SecurityRule{icmp("2001:db8::/32", 128, 0)}, "icmp 2001:db8::1 128 0", Allowed},
+		{"and has its numbers", []policy.SecurityRule{icmp("2001:db8::/32", 8, 0)}, "icmp 2001:db8::1 128 0", NoRule},
+		{"icmpv6", []policy.SecurityRule{{Protocol: "icmpv6", Destination: "::/0", Type: -1, Code: -1}}, "icmp 2001:db8::1 128 0", Allowed},
+		{"icmpv6, other type", []policy.SecurityRule{{Protocol: "icmpv6", Destination: "::/0", Type: 8}}, "icmp 2001:db8::1 128 0", NoRule},
+		{"icmpv6 is no ICMP", []policy.SecurityRule{{Protocol: "icmpv6", Destination: "::/0", Type: -1, Code: -1}}, "icmp 10.0.0.1 8 0", NoRule},
+		{"IPv6 denied in spite of a rule", []policy.SecurityRule{rule("all", "::/0", "")}, "tcp [fd12::1]:80", DenyNetwork},
 		{"denied in spite of a rule", []policy.SecurityRule{rule("all", "0.0.0.0/0", "")}, "tcp 172.16.3.4:80", DenyNetwork},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s, bad := Compile([]Group{{"g", c.rules}}, []netip.Prefix{netip.MustParsePrefix("172.16.0.0/12")})
+			s, bad := Compile([]Group{{"g", c.rules}}, []netip.Prefix{netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("fc00::/7")})
 			if len(bad) != 0 {
 				t.Fatal(bad)
 			}
@@ -134,9 +144,18 @@ func TestHoldsFor(t *testing.T) {
 	}
 }
 
+// near is one of a family's few addresses.
+func near(six bool, b, c byte) netip.Addr {
+	if six {
+		return netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 12: 10, 0, b, c})
+	}
+	return netip.AddrFrom4([4]byte{10, 0, b, c})
+}
+
 // random makes rules over few addresses and ports, so that they meet.
 func random(r *rand.Rand) policy.SecurityRule {
-	address := func() netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(r.IntN(3)), byte(r.IntN(8))}) }
+	six := r.IntN(3) == 0
+	address := func() netip.Addr { return near(six, byte(r.IntN(3)), byte(r.IntN(8))) }
 	var parts []string
 	for range 1 + r.IntN(3) {
 		a, b := address(), address()
@@ -144,16 +163,16 @@ func random(r *rand.Rand) policy.SecurityRule {
 		case 0:
 			parts = append(parts, a.String())
 		case 1:
-			parts = append(parts, fmt.Sprintf("%v/%d", a, r.IntN(36)))
+			parts = append(parts, fmt.Sprintf("%v/%d", a, a.BitLen()-32+r.IntN(36)))
 		default:
 			parts = append(parts, a.String()+"-"+b.String())
 		}
 	}
-	out := rule([]string{"tcp", "udp", "icmp", "all", "gre"}[r.IntN(5)], strings.Join(parts, ","), "")
+	out := rule([]string{"tcp", "udp", "icmp", "icmpv6", "all", "gre"}[r.IntN(6)], strings.Join(parts, ","), "")
 	switch out.Protocol {
 	case "tcp", "udp":
 		out.Ports = []string{"80", "80-83", "79,81", "82-80", "1-65535"}[r.IntN(5)]
-	case "icmp":
+	case "icmp", "icmpv6":
 		out.Type, out.Code = r.IntN(4)-1, r.IntN(4)-1
 		if r.IntN(4) == 0 {
 			out.Type = 255
@@ -186,7 +205,7 @@ func TestJudgeAgainstObviousTwin(t *testing.T) {
 			rs[i] = random(r)
 		}
 		for range 20 {
-			p := policy.Packet{Protocol: []string{"tcp", "udp", "icmp"}[r.IntN(3)], To: netip.AddrFrom4([4]byte{10, 0, byte(r.IntN(4)), byte(r.IntN(9))})}
+			p := policy.Packet{Protocol: []string{"tcp", "udp", "icmp"}[r.IntN(3)], To: near(r.IntN(3) == 0, byte(r.IntN(4)), byte(r.IntN(9)))}
 			if p.Protocol == "icmp" {
 				p.Type, p.Code = uint8(r.IntN(4)), uint8(r.IntN(4))
 			} else {
@@ -208,6 +227,7 @@ func TestJudgeAgainstObviousTwin(t *testing.T) {
 func FuzzJudge(f *testing.F) {
 	f.Add("tcp", "10.0.0.1-10.0.0.9,10.1.0.0/16", "80,443,8000-8010", 0, 0, "10.0.0.3", uint16(443), uint8(0), uint8(0))
 	f.Add("icmp", "0.0.0.0/0", "", -1, 255, "1.2.3.4", uint16(0), uint8(8), uint8(0))
+	f.Add("icmpv6", "2001:db8::-2001:db8::9,::/0", "", 128, 0, "2001:db8::3", uint16(0), uint8(128), uint8(0))
 	f.Add("all", "255.255.255.255-0.0.0.0", "", 0, 0, "255.255.255.255", uint16(1), uint8(0), uint8(0))
 	f.Fuzz(func(t *testing.T, protocol, destination, ports string, typ, code int, addr string, port uint16, ptype, pcode uint8) {
 		a, err := netip.ParseAddr(addr)
