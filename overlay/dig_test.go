@@ -32,7 +32,10 @@ func (a *app) dig(args ...string) string {
 	ctx, cancel := context.WithTimeout(a.Context(), patience)
 	defer cancel()
 	var out strings.Builder
-	cmd := exec.CommandContext(ctx, "dig", append([]string{"@169.254.0.2", "+tries=1", "+time=10"}, args...)...)
+	if !strings.HasPrefix(args[0], "@") {
+		args = append([]string{"@169.254.0.2"}, args...)
+	}
+	cmd := exec.CommandContext(ctx, "dig", append([]string{"+tries=1", "+time=10"}, args...)...)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := a.ns.Do(cmd.Start); err != nil {
 		a.Fatal(err)
@@ -175,9 +178,14 @@ func TestDig(t *testing.T) {
 		t.Errorf("without EDNS:\n%s", got)
 	}
 
-	// Over TCP, and what does not fit a datagram by way of it.
-	if got := web.dig("+tcp", "back.apps.internal"); !strings.Contains(got, "ANSWER: 2") || !strings.Contains(got, "(TCP)") {
-		t.Errorf("over TCP:\n%s", got)
+	// Over TCP, of both addresses, and what does not fit a datagram by way of it.
+	for _, at := range []string{"@169.254.0.2", "@fd00:169:254::2"} {
+		if got := web.dig(at, "+tcp", "back.apps.internal"); !strings.Contains(got, "ANSWER: 2") || !strings.Contains(got, "(TCP)") {
+			t.Errorf("%s over TCP:\n%s", at, got)
+		}
+		if got := web.dig(at, "+tcp", "www.example.com"); !strings.Contains(got, "192.0.2.80") || !strings.Contains(got, "(TCP)") {
+			t.Errorf("%s over TCP, another's name:\n%s", at, got)
+		}
 	}
 	var crowd []policy.Route
 	for i := range 100 {
@@ -189,8 +197,11 @@ func TestDig(t *testing.T) {
 	eventually(t, "the crowd is known, cut over UDP", func() bool {
 		return strings.Contains(web.dig("+ignore", "crowd.apps.internal"), "flags: qr aa tc")
 	})
-	if got := web.short("crowd.apps.internal"); len(got) != 100 {
-		t.Errorf("%d addresses of 100, by TCP when it was cut: %v", len(got), got)
+	for _, at := range []string{"@169.254.0.2", "@fd00:169:254::2"} {
+		got := strings.Fields(web.dig(at, "+short", "crowd.apps.internal"))
+		if len(got) != 100 {
+			t.Errorf("%s: %d addresses of 100, by TCP when it was cut: %v", at, len(got), got)
+		}
 	}
 
 	for size, answers := range map[string]int{"+noedns": 29, "+bufsize=512": 29, "+bufsize=4096": 74} { // what fits 512, 512 and 1232 bytes

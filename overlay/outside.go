@@ -68,7 +68,7 @@ func (l *life) openOutside() (_ *outside, err error) {
 		return nil, err
 	}
 	opt := egress.Options{
-		MTU: l.mtu, Overlay: l.lease.Network, Gateway: l.lease.Subnet.Addr(), Resolver: dns.Address.Addr(),
+		MTU: l.mtu, Overlay: l.lease.Network, Gateway: l.lease.Subnet.Addr(), Resolver: dns.Address.Addr(), Resolver6: dns.Address6.Addr(), IPv4Only: !l.ipv6(),
 		Services: map[uint16]egress.Service{
 			dns.Address.Port(): func(who egress.Identity, c net.Conn) { l.resolver.ServeConn(who.Address, c) },
 		},

@@ -44,8 +44,8 @@ type hostService struct{ egress.HostService }
 func (h *hostService) UnmarshalText(b []byte) error {
 	at, protocol, _ := strings.Cut(string(b), "/")
 	a, err := netip.ParseAddrPort(at)
-	if err != nil || a.Port() == 0 || a.Addr().IsUnspecified() || protocol != "tcp" && protocol != "udp" {
-		return errors.New("must be one address, port and protocol, like 192.0.2.1:5432/tcp")
+	if err != nil || a.Port() == 0 || a.Addr().IsUnspecified() || a.Addr().Zone() != "" || protocol != "tcp" && protocol != "udp" {
+		return errors.New("must be one address, port and protocol, like 192.0.2.1:5432/tcp or [2001:db8::1]:5432/tcp")
 	}
 	h.HostService = egress.HostService{Addr: netip.AddrPortFrom(a.Addr().Unmap(), a.Port()), Protocol: protocol}
 	return nil

@@ -21,7 +21,7 @@ func TestEgressPageIsTrue(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if e := c.daemon().Egress; len(e.HostServices) != 2 || e.Limits.Rate != 100 || e.Log == "" || len(e.DenyRunning) != 1 {
+	if e := c.daemon().Egress; len(e.HostServices) != 3 || e.HostServices[1].Addr.String() != "[2001:db8::1]:5432" || e.Limits.Rate != 100 || e.Log == "" || len(e.DenyRunning) != 1 {
 		t.Errorf("the page's configuration is read as %+v", e)
 	}
 }

@@ -18,6 +18,7 @@ type container struct {
 	incarnation uint64
 	rules       atomic.Pointer[rules.Set]
 	limits      limiter
+	has6        atomic.Bool // something of it answered over IPv6
 
 	once sync.Once
 	net  atomic.Pointer[netstack.Stack]
@@ -46,6 +47,7 @@ func (c *container) stack() *netstack.Stack {
 			Request:  c.request,
 			Datagram: c.datagram,
 			Echo:     c.echo,
+			Refused:  c.refused,
 		})
 		if err != nil {
 			c.e.opt.Log.Error("container reaches nothing outside the overlay", "container", c.who.Container, "err", err)

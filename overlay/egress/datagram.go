@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tulle/overlay/fib"
 	"tulle/overlay/packet"
 	"tulle/policy"
 )
@@ -55,6 +56,9 @@ func (c *container) echo(from, to netip.Addr, message []byte) {
 	to = to.Unmap()
 	id := binary.BigEndian.Uint16(message[4:6])
 	key := flowKey{packet.ProtoICMP, netip.AddrPortFrom(from, id), netip.AddrPortFrom(to, 0)}
+	if to.Is6() {
+		key.protocol = packet.ProtoICMPv6
+	}
 	c.send(key, policy.Packet{Protocol: "icmp", To: to, Type: message[0], Code: message[1]}, message)
 }
 
@@ -73,7 +77,7 @@ func (c *container) send(key flowKey, p policy.Packet, b []byte) {
 	}
 	d.last.Store(c.e.opt.Now().UnixNano())
 	err := d.sock.send(b)
-	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH) {
+	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EACCES) {
 		// The news is about the datagram before; this one was not sent.
 		d.unreachable(err)
 		err = d.sock.send(b)
@@ -86,7 +90,7 @@ func (c *container) send(key flowKey, p policy.Packet, b []byte) {
 // openDatagrams begins a conversation. Without one, the verdict says what to tell the
 // container; Allowed is nothing.
 func (c *container) openDatagrams(key flowKey, p policy.Packet) (*datagrams, Verdict) {
-	if key.to.Addr() == c.e.opt.Resolver {
+	if c.e.isResolver(key.to.Addr()) {
 		return nil, GuardedPort // nothing there but DNS, which is the data path's
 	}
 	judged := c.e.judged.Load()
@@ -99,8 +103,8 @@ func (c *container) openDatagrams(key flowKey, p policy.Packet) (*datagrams, Ver
 		return nil, j.Verdict
 	}
 	proto := 0
-	if key.protocol == packet.ProtoICMP {
-		proto = unix.IPPROTO_ICMP
+	if key.protocol != packet.ProtoUDP {
+		proto = int(key.protocol) // a ping socket
 	}
 	s, err := c.e.open(unix.SOCK_DGRAM, proto, key.to, 0)
 	if err != nil {
@@ -179,7 +183,7 @@ func (d *datagrams) receive() {
 		from, to := d.key.to, d.key.from
 		if d.key.protocol == packet.ProtoUDP {
 			err = stack.SendDatagram(from, to, b[:n])
-		} else if n >= packet.ICMPHeaderLen && b[0] == 0 {
+		} else if n >= packet.ICMPHeaderLen && isEchoReply(d.key.protocol, b[0]) {
 			binary.BigEndian.PutUint16(b[4:6], to.Port())
 			err = stack.SendEchoReply(from.Addr(), to.Addr(), b[:n])
 		}
@@ -188,6 +192,13 @@ func (d *datagrams) receive() {
 			d.c.e.opt.Log.Debug("datagram is lost", "container", d.c.who.Container, "from", from, "err", err)
 		}
 	}
+}
+
+func isEchoReply(protocol, typ uint8) bool {
+	if protocol == packet.ProtoICMPv6 {
+		return typ == packet.ICMPv6EchoReply
+	}
+	return typ == packet.ICMPEchoReply
 }
 
 // unreachable passes on what the network said of a datagram; false if err is no such
@@ -201,6 +212,8 @@ func (d *datagrams) unreachable(err error) bool {
 		code = packet.CodeHostUnreachable
 	case errors.Is(err, unix.ENETUNREACH):
 		code = packet.CodeNetUnreachable
+	case errors.Is(err, unix.EACCES): // IPv6's administratively prohibited
+		code = packet.CodeProhibited
 	case errors.Is(err, unix.EMSGSIZE), errors.Is(err, unix.EPROTO):
 		return true
 	default:
@@ -218,7 +231,11 @@ func (c *container) unreachable(v Verdict, key flowKey, b []byte) {
 	if v == NoRoute {
 		code = packet.CodeNetUnreachable
 	}
-	c.tell(c.e.opt.Gateway, code, quote(key, b))
+	from := c.e.opt.Gateway
+	if key.to.Addr().Is6() {
+		from = fib.Twin(from)
+	}
+	c.tell(from, code, quote(key, b))
 }
 
 func (c *container) tell(from netip.Addr, code uint8, quoted []byte) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"syscall"
 	"testing"
@@ -16,51 +17,58 @@ import (
 )
 
 func TestUDP(t *testing.T) {
-	r := newRig(t)
-	server := udpServer(t, r.world, "192.0.2.2:5000")
-	c := r.container(1, anything(t))
-	conn := c.udp("192.0.2.2:5000")
-	for _, n := range []int{1, 1400, 9000} {
-		sent := bytes.Repeat([]byte{byte(n)}, n)
-		if _, err := conn.Write(sent); err != nil {
-			t.Fatal(err)
+	both(t, func(t *testing.T, fam family) {
+		r := newRig(t)
+		server := udpServer(t, r.world, at(fam.world, 5000))
+		c := r.container(1, anything(t))
+		conn := c.udp(at(fam.world, 5000))
+		for _, n := range []int{1, 1400, 9000} {
+			sent := bytes.Repeat([]byte{byte(n)}, n)
+			if _, err := conn.Write(sent); err != nil {
+				t.Fatal(err)
+			}
+			b := make([]byte, 65535)
+			m, from, err := server.ReadFromUDPAddrPort(b)
+			if err != nil || from.Addr() != fam.host || !bytes.Equal(b[:m], sent) {
+				t.Fatalf("%d bytes from %v, %v", m, from, err)
+			}
+			if _, err := server.WriteToUDPAddrPort(b[:m], from); err != nil {
+				t.Fatal(err)
+			}
+			if m, err = conn.Read(b); err != nil || !bytes.Equal(b[:m], sent) {
+				t.Fatalf("reply of %d bytes, %v", m, err)
+			}
 		}
-		b := make([]byte, 65535)
-		m, from, err := server.ReadFromUDPAddrPort(b)
-		if err != nil || from.Addr() != hostIP || !bytes.Equal(b[:m], sent) {
-			t.Fatalf("%d bytes from %v, %v", m, from, err)
+		// The server goes: the container is told.
+		server.Close()
+		conn.Write([]byte("x"))
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("read %v, want connection refused", err)
 		}
-		if _, err := server.WriteToUDPAddrPort(b[:m], from); err != nil {
-			t.Fatal(err)
+		// No rule: told at once.
+		c.rules(set(t))
+		until(t, "conversation ended", func() bool { return r.e.Stats().Open == 0 })
+		conn = c.udp(at(fam.world, 5000))
+		conn.Write([]byte("x"))
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("read without a rule: %v, want connection refused", err)
 		}
-		if m, err = conn.Read(b); err != nil || !bytes.Equal(b[:m], sent) {
-			t.Fatalf("reply of %d bytes, %v", m, err)
-		}
-	}
-	// The server goes: the container is told.
-	server.Close()
-	conn.Write([]byte("x"))
-	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("read %v, want connection refused", err)
-	}
-	// No rule: told at once.
-	c.rules(set(t))
-	until(t, "conversation ended", func() bool { return r.e.Stats().Open == 0 })
-	conn = c.udp("192.0.2.2:5000")
-	conn.Write([]byte("x"))
-	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("read without a rule: %v, want connection refused", err)
-	}
+	})
 }
 
 // ping sends an echo request from the container and returns the reply.
 func (c *ctr) ping(to string, payload []byte, patience time.Duration) ([]byte, error) {
 	var conn net.PacketConn
+	request := echoRequest(netip.MustParseAddr(to))
 	err := c.Do(func() error {
 		if err := os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 0"), 0); err != nil {
 			return err
 		}
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
+		domain, proto := unix.AF_INET, unix.IPPROTO_ICMP
+		if request == 128 {
+			domain, proto = unix.AF_INET6, unix.IPPROTO_ICMPV6
+		}
+		fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, proto)
 		if err != nil {
 			return err
 		}
@@ -73,7 +81,7 @@ func (c *ctr) ping(to string, payload []byte, patience time.Duration) ([]byte, e
 		return nil, err
 	}
 	defer conn.Close()
-	message := append([]byte{8, 0, 0, 0, 0, 0, 0, 9}, payload...)
+	message := append([]byte{request, 0, 0, 0, 0, 0, 0, 9}, payload...)
 	if _, err := conn.WriteTo(message, &net.UDPAddr{IP: net.ParseIP(to)}); err != nil {
 		return nil, err
 	}
@@ -86,6 +94,13 @@ func (c *ctr) ping(to string, payload []byte, patience time.Duration) ([]byte, e
 	return b[8:n], nil
 }
 
+func echoRequest(to netip.Addr) uint8 {
+	if to.Is6() {
+		return 128
+	}
+	return 8
+}
+
 func (r *rig) allowPing() {
 	r.t.Helper()
 	err := r.host.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 0"), 0) })
@@ -95,54 +110,61 @@ func (r *rig) allowPing() {
 }
 
 func TestPing(t *testing.T) {
-	r := newRig(t)
-	r.allowPing()
-	c := r.container(1, set(t, policy.SecurityRule{Protocol: "icmp", Destination: "192.0.2.0/24", Type: 8, Code: -1}))
-	for _, n := range []int{0, 56, 4000} {
-		payload := bytes.Repeat([]byte{5}, n)
-		if b, err := c.ping("192.0.2.2", payload, wait); err != nil || !bytes.Equal(b, payload) {
-			t.Errorf("%d bytes: reply of %d, %v", n, len(b), err)
+	both(t, func(t *testing.T, fam family) {
+		r := newRig(t)
+		r.allowPing()
+		c := r.container(1, set(t, policy.SecurityRule{Protocol: "icmp", Destination: fam.net, Type: int(echoRequest(fam.world)), Code: -1}))
+		for _, n := range []int{0, 56, 4000} {
+			payload := bytes.Repeat([]byte{5}, n)
+			if b, err := c.ping(fam.world.String(), payload, wait); err != nil || !bytes.Equal(b, payload) {
+				t.Errorf("%d bytes: reply of %d, %v", n, len(b), err)
+			}
 		}
-	}
-	// Nobody is there, so nobody answers.
-	if b, err := c.ping("192.0.2.9", nil, 500*time.Millisecond); err == nil {
-		t.Errorf("a reply of %q from nobody", b)
-	}
-	c.rules(set(t))
-	if _, err := c.ping("192.0.2.2", nil, 500*time.Millisecond); err == nil {
-		t.Error("a reply without a rule")
-	}
-	if v := r.e.Stats().Verdicts["no_rule"]; v == 0 {
-		t.Error("no refusal was counted")
-	}
+		nobody := fam.world.Next().Next()
+		// Nobody is there, so nobody answers.
+		if b, err := c.ping(nobody.String(), nil, 500*time.Millisecond); err == nil {
+			t.Errorf("a reply of %q from nobody", b)
+		}
+		c.rules(set(t))
+		if _, err := c.ping(fam.world.String(), nil, 500*time.Millisecond); err == nil {
+			t.Error("a reply without a rule")
+		}
+		if v := r.e.Stats().Verdicts["no_rule"]; v == 0 {
+			t.Error("no refusal was counted")
+		}
+	})
 }
 
 func TestPingWithoutTheRight(t *testing.T) {
-	r := newRig(t)
-	c := r.container(1, anything(t))
-	if _, err := c.ping("192.0.2.2", nil, 300*time.Millisecond); err == nil {
-		t.Error("a reply though no ping socket can be had")
-	}
-	if s := r.e.Stats(); s.Failed == 0 || s.Open != 0 {
-		t.Errorf("stats %+v, want one failure and nothing open", s)
-	}
+	both(t, func(t *testing.T, fam family) {
+		r := newRig(t)
+		c := r.container(1, anything(t))
+		if _, err := c.ping(fam.world.String(), nil, 300*time.Millisecond); err == nil {
+			t.Error("a reply though no ping socket can be had")
+		}
+		if s := r.e.Stats(); s.Failed == 0 || s.Open != 0 {
+			t.Errorf("stats %+v, want one failure and nothing open", s)
+		}
+	})
 }
 
 func TestDatagramConversationsEnd(t *testing.T) {
-	r := newRig(t, func(o *egress.Options) { o.Limits.PerDestination = 2 })
-	server := udpServer(t, r.world, "192.0.2.2:5000")
-	c := r.container(1, anything(t))
-	for range 2 {
-		c.udp("192.0.2.2:5000").Write([]byte("x"))
-		if _, _, err := server.ReadFromUDPAddrPort(make([]byte, 10)); err != nil {
-			t.Fatal(err)
+	both(t, func(t *testing.T, fam family) {
+		r := newRig(t, func(o *egress.Options) { o.Limits.PerDestination = 2 })
+		server := udpServer(t, r.world, at(fam.world, 5000))
+		c := r.container(1, anything(t))
+		for range 2 {
+			c.udp(at(fam.world, 5000)).Write([]byte("x"))
+			if _, _, err := server.ReadFromUDPAddrPort(make([]byte, 10)); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	conn := c.udp("192.0.2.2:5000")
-	conn.Write([]byte("x"))
-	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("a third conversation: %v, want refused", err)
-	}
-	c.detach()
-	until(t, "conversations ended", func() bool { return r.e.Stats().Open == 0 })
+		conn := c.udp(at(fam.world, 5000))
+		conn.Write([]byte("x"))
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("a third conversation: %v, want refused", err)
+		}
+		c.detach()
+		until(t, "conversations ended", func() bool { return r.e.Stats().Open == 0 })
+	})
 }

@@ -26,13 +26,16 @@ type Options struct {
 	// Overlay is the containers' own network: no client of a forward is shown to them
 	// with an address of it.
 	Overlay netip.Prefix
-	// Gateway is who says that something cannot be reached.
+	// Gateway is who says that something cannot be reached; over IPv6 it is its twin.
 	Gateway netip.Addr
+	// IPv4Only: containers have no IPv6 address.
+	IPv4Only bool
 	// Deliver writes a container's device, see datapath.Path.Deliver.
 	Deliver func(to netip.Addr, incarnation uint64, pieces ...[]byte) error
-	// Services end connections to Resolver's address, by port.
-	Resolver netip.Addr
-	Services map[uint16]Service
+	// Services end connections to the resolver's addresses, by port. Resolver6 may be
+	// none.
+	Resolver, Resolver6 netip.Addr
+	Services            map[uint16]Service
 	// HostServices are the exact addresses of this host that containers may reach.
 	HostServices []HostService
 	Limits       Limits
@@ -194,12 +197,17 @@ func (e *Egress) SetSurroundings(s *Surroundings) {
 	}
 }
 
+// isResolver reports whether the address is the daemon's own in the containers' world.
+func (e *Egress) isResolver(a netip.Addr) bool {
+	return a == e.opt.Resolver || a == e.opt.Resolver6 && a.IsValid()
+}
+
 func (e *Egress) find(addr netip.Addr) *container { return (*e.containers.Load())[addr] }
 
 // Carry implements datapath.Outside.
 func (e *Egress) Carry(ep *fib.Local, h *packet.Header, v *packet.Virtio, p []byte) bool {
 	c := e.find(ep.Addr)
-	if c == nil || c.incarnation != ep.Incarnation || h.IPv6 {
+	if c == nil || c.incarnation != ep.Incarnation || h.IPv6 && e.opt.IPv4Only {
 		return false
 	}
 	s := c.stack()

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tulle/overlay/fib"
 	"tulle/overlay/netstack"
 )
 
@@ -70,7 +71,7 @@ func (f *forward) connect(s *socket, client netip.AddrPort) {
 		return
 	}
 	release := func() { c.limits.disconnect(client) }
-	conn, err := c.dialIn(f.fs.e.visible(client, c), what.Port)
+	conn, err := c.dialIn(client, what.Port)
 	if err != nil {
 		f.fs.e.opt.Log.Debug("forward is refused", "container", c.who.Container, "forward", what.String(), "client", client, "err", err)
 		release()
@@ -91,16 +92,50 @@ func (f *forward) connect(s *socket, client netip.AddrPort) {
 	l.start()
 }
 
-// dialIn opens a connection to the container from the client's address, if that can
-// be had: two forwards to one port may have the same client port.
-func (c *container) dialIn(client netip.AddrPort, port uint16) (conn *netstack.Conn, err error) {
+// haste is how long a container's IPv6 is waited for that never answered before: its
+// kernel is on this host, but may have none.
+const haste = time.Second
+
+// dialIn opens a connection to the container for a client. Whoever listens on IPv4
+// alone still has clients of IPv6: they are seen as those whose address cannot be
+// shown.
+func (c *container) dialIn(client netip.AddrPort, port uint16) (*netstack.Conn, error) {
+	as := c.e.visible(client, c)
+	if as.Addr().Is6() {
+		wait := haste
+		if c.has6.Load() {
+			wait = patience
+		}
+		conn, err := c.dialAs(as, port, wait)
+		if err == nil || errors.Is(err, syscall.ECONNREFUSED) {
+			c.has6.Store(true)
+		}
+		if err == nil {
+			return conn, nil
+		}
+		as = netip.AddrPortFrom(c.e.opt.Resolver, 0)
+	}
+	return c.dialAs(as, port, patience)
+}
+
+// at is the container's address in the family of who speaks to it.
+func (c *container) at(from netip.Addr) netip.Addr {
+	if from.Is6() {
+		return fib.Twin(c.who.Address)
+	}
+	return c.who.Address
+}
+
+// dialAs dials from the client's address, if that can be had: two forwards to one port
+// may have the same client port.
+func (c *container) dialAs(client netip.AddrPort, port uint16, patience time.Duration) (conn *netstack.Conn, err error) {
 	s := c.stack()
 	if s == nil {
 		return nil, netstack.ErrClosed
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	to := netip.AddrPortFrom(c.who.Address, port)
+	to := netip.AddrPortFrom(c.at(client.Addr()), port)
 	if conn, err = s.Dial(ctx, client, to); errors.Is(err, syscall.EADDRINUSE) {
 		conn, err = s.Dial(ctx, netip.AddrPortFrom(client.Addr(), 0), to)
 	}
@@ -109,13 +144,21 @@ func (c *container) dialIn(client netip.AddrPort, port uint16) (conn *netstack.C
 
 // visible is the client as the container sees it: its own address, unless a
 // container's kernel, or its policies, would take it for something else. Then it is
-// the resolver's, with any port.
+// the resolver's of its family, with any port.
 func (e *Egress) visible(client netip.AddrPort, c *container) netip.AddrPort {
 	a := client.Addr()
-	if !a.Is4() || isSpecial(a) || a == c.who.Address || e.opt.Overlay.Contains(a) {
-		return netip.AddrPortFrom(e.opt.Resolver, 0)
+	if isSpecial(a) || a == c.who.Address || e.opt.Overlay.Contains(a) || a.Is6() && e.opt.IPv4Only {
+		return netip.AddrPortFrom(e.anonymous(a.Is6()), 0)
 	}
 	return client
+}
+
+// anonymous is the address of clients whose own is not shown.
+func (e *Egress) anonymous(six bool) netip.Addr {
+	if six && !e.opt.IPv4Only && e.opt.Resolver6.IsValid() {
+		return e.opt.Resolver6
+	}
+	return e.opt.Resolver
 }
 
 // endForward ends the connections of one forward.

@@ -4,12 +4,14 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"tulle/overlay/egress"
+	"tulle/overlay/fib"
 	"tulle/overlay/netcfg/nstest"
 )
 
@@ -17,7 +19,7 @@ import (
 func dialIn(r *rig, ns *nstest.Namespace, to string) (conn *net.TCPConn, err error) {
 	r.t.Helper()
 	err = ns.Do(func() error {
-		d, err := net.DialTimeout("tcp4", to, wait)
+		d, err := net.DialTimeout("tcp", to, wait)
 		if err == nil {
 			conn = d.(*net.TCPConn)
 			r.t.Cleanup(func() { conn.Close() })
@@ -28,51 +30,61 @@ func dialIn(r *rig, ns *nstest.Namespace, to string) (conn *net.TCPConn, err err
 	return conn, err
 }
 
+// at is the container's address of a family.
+func (c *ctr) at(fam family) netip.Addr {
+	if fam.world.Is6() {
+		return fib.Twin(c.addr)
+	}
+	return c.addr
+}
+
 func tcp(host string, port uint16) egress.Forward {
 	return egress.Forward{Protocol: "tcp", Host: netip.MustParseAddrPort(host), Port: port}
 }
 
 func TestForwardTCPKeepsTheClient(t *testing.T) {
-	r := newRig(t)
-	c := r.container(1, set(t)) // a forward needs no rule of the container's
-	server, conns := tcpServer(t, c.Namespace, c.addr.String()+":0")
-	if err := r.e.AddForward(c.addr, tcp("192.0.2.1:8080", server.Port())); err != nil {
-		t.Fatal(err)
-	}
-	near, err := dialIn(r, r.world, "192.0.2.1:8080")
-	if err != nil {
-		t.Fatal(err)
-	}
-	far := next(t, conns)
-	if got, want := far.RemoteAddr().String(), near.LocalAddr().String(); got != want {
-		t.Errorf("the container sees %s, the client is %s", got, want)
-	}
-	exchange(t, near, far)
-	near.CloseWrite()
-	if n, err := far.Read(make([]byte, 1)); n != 0 || err == nil {
-		t.Errorf("far end read %d, %v", n, err)
-	}
-	far.Write([]byte("x"))
-	far.Close()
-	if n, err := near.Read(make([]byte, 2)); n != 1 || err != nil {
-		t.Errorf("near end read %d, %v", n, err)
-	}
+	both(t, func(t *testing.T, fam family) {
+		r := newRig(t)
+		c := r.container(1, set(t)) // a forward needs no rule of the container's
+		server, conns := tcpServer(t, c.Namespace, at(c.at(fam), 0))
+		if err := r.e.AddForward(c.addr, tcp(at(fam.host, 8080), server.Port())); err != nil {
+			t.Fatal(err)
+		}
+		near, err := dialIn(r, r.world, at(fam.host, 8080))
+		if err != nil {
+			t.Fatal(err)
+		}
+		far := next(t, conns)
+		if got, want := far.RemoteAddr().String(), near.LocalAddr().String(); got != want {
+			t.Errorf("the container sees %s, the client is %s", got, want)
+		}
+		exchange(t, near, far)
+		near.CloseWrite()
+		if n, err := far.Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Errorf("far end read %d, %v", n, err)
+		}
+		far.Write([]byte("x"))
+		far.Close()
+		if n, err := near.Read(make([]byte, 2)); n != 1 || err != nil {
+			t.Errorf("near end read %d, %v", n, err)
+		}
 
-	// A rule that goes concerns no forward.
-	near, err = dialIn(r, r.world, "192.0.2.1:8080")
-	if err != nil {
-		t.Fatal(err)
-	}
-	far = next(t, conns)
-	c.rules(set(t))
-	exchange(t, near, far)
+		// A rule that goes concerns no forward.
+		near, err = dialIn(r, r.world, at(fam.host, 8080))
+		if err != nil {
+			t.Fatal(err)
+		}
+		far = next(t, conns)
+		c.rules(set(t))
+		exchange(t, near, far)
 
-	// The host itself is shown with an address that means nobody to the container.
-	near, err = dialIn(r, r.host, "192.0.2.1:8080")
-	if err != nil {
-		t.Fatal(err)
-	}
-	exchange(t, near, next(t, conns))
+		// The host itself is shown with an address that means nobody to the container.
+		near, err = dialIn(r, r.host, at(fam.host, 8080))
+		if err != nil {
+			t.Fatal(err)
+		}
+		exchange(t, near, next(t, conns))
+	})
 }
 
 func TestForwardFromLoopback(t *testing.T) {
@@ -97,40 +109,125 @@ func TestForwardFromLoopback(t *testing.T) {
 }
 
 func TestForwardUDPKeepsTheClient(t *testing.T) {
+	both(t, func(t *testing.T, fam family) {
+		r := newRig(t)
+		c := r.container(1, set(t))
+		server := udpServer(t, c.Namespace, at(c.at(fam), 5353))
+		for _, host := range []string{at(fam.host, 53), at(fam.host, 54)} {
+			if err := r.e.AddForward(c.addr, egress.Forward{Protocol: "udp", Host: netip.MustParseAddrPort(host), Port: 5353}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		client := udpServer(t, r.world, at(fam.world, 40000))
+		var seen []netip.AddrPort
+		for _, host := range []string{at(fam.host, 53), at(fam.host, 54)} {
+			if _, err := client.WriteToUDPAddrPort([]byte("question"), netip.MustParseAddrPort(host)); err != nil {
+				t.Fatal(err)
+			}
+			b := make([]byte, 100)
+			n, from, err := server.ReadFromUDPAddrPort(b)
+			if err != nil || string(b[:n]) != "question" {
+				t.Fatalf("%q, %v", b[:n], err)
+			}
+			seen = append(seen, from)
+			if _, err := server.WriteToUDPAddrPort([]byte("answer"), from); err != nil {
+				t.Fatal(err)
+			}
+			n, via, err := client.ReadFromUDPAddrPort(b)
+			if err != nil || string(b[:n]) != "answer" || via.String() != host {
+				t.Errorf("%q from %v, %v, want the answer from %s", b[:n], via, err, host)
+			}
+		}
+		if want := netip.MustParseAddrPort(at(fam.world, 40000)); seen[0] != want {
+			t.Errorf("the container sees %v, the client is %v", seen[0], want)
+		}
+		// One client over two forwards to one port: its answers must not be mixed up.
+		if seen[1].Addr() != fam.resolver {
+			t.Errorf("over the second forward the container sees %v, want an address of %v", seen[1], fam.resolver)
+		}
+	})
+}
+
+// A client of IPv6 reaches what listens on IPv4 alone, over TCP and UDP, also in a
+// container whose kernel has no IPv6; its address is not seen then.
+func TestForwardFromIPv6ToIPv4(t *testing.T) {
+	for name, off := range map[string]bool{"on IPv4 alone": false, "without IPv6": true} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			c := r.container(1, set(t))
+			if off {
+				if err := c.Do(func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", []byte("1"), 0) }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			server, conns := tcpServer(t, c.Namespace, at(c.addr, 0))
+			if err := r.e.AddForward(c.addr, tcp("[::]:8080", server.Port())); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				near, err := dialIn(r, r.world, at(hostIP6, 8080))
+				if err != nil {
+					t.Fatal(err)
+				}
+				far := next(t, conns)
+				if got := far.RemoteAddr().(*net.TCPAddr).AddrPort().Addr(); got != resolver {
+					t.Errorf("the container sees %v, want %v", got, resolver)
+				}
+				exchange(t, near, far)
+			}
+			if off {
+				return // nothing tells of a datagram that nobody takes
+			}
+			udp := udpServer(t, c.Namespace, at(c.addr, 5353))
+			if err := r.e.AddForward(c.addr, egress.Forward{Protocol: "udp", Host: netip.MustParseAddrPort("[::]:53"), Port: 5353}); err != nil {
+				t.Fatal(err)
+			}
+			client := udpServer(t, r.world, at(worldIP6, 40000))
+			for _, question := range []string{"first", "second"} {
+				if _, err := client.WriteToUDPAddrPort([]byte(question), netip.AddrPortFrom(hostIP6, 53)); err != nil {
+					t.Fatal(err)
+				}
+				b := make([]byte, 100)
+				n, from, err := udp.ReadFromUDPAddrPort(b)
+				if err != nil || string(b[:n]) != question || from.Addr() != resolver {
+					t.Fatalf("%q from %v, %v", b[:n], from, err)
+				}
+				if _, err := udp.WriteToUDPAddrPort([]byte("answer"), from); err != nil {
+					t.Fatal(err)
+				}
+				if n, _, err = client.ReadFromUDPAddrPort(b); err != nil || string(b[:n]) != "answer" {
+					t.Errorf("%q, %v", b[:n], err)
+				}
+			}
+		})
+	}
+}
+
+// A neighbour that is known by its link alone gets its answers, though the container
+// cannot be shown whose they are.
+func TestForwardUDPToLinkLocalClient(t *testing.T) {
 	r := newRig(t)
 	c := r.container(1, set(t))
-	server := udpServer(t, c.Namespace, c.addr.String()+":5353")
-	for _, host := range []string{"192.0.2.1:53", "192.0.2.1:54"} {
-		if err := r.e.AddForward(c.addr, egress.Forward{Protocol: "udp", Host: netip.MustParseAddrPort(host), Port: 5353}); err != nil {
-			t.Fatal(err)
-		}
+	server := udpServer(t, c.Namespace, at(fib.Twin(c.addr), 5353))
+	near, far := r.linkLocal(r.host, r.veth), r.linkLocal(r.world, r.peer)
+	host := netip.AddrPortFrom(near.WithZone(r.peer), 53)
+	if err := r.e.AddForward(c.addr, egress.Forward{Protocol: "udp", Host: netip.MustParseAddrPort("[::]:53"), Port: 5353}); err != nil {
+		t.Fatal(err)
 	}
-	client := udpServer(t, r.world, "192.0.2.2:40000")
-	var seen []netip.AddrPort
-	for _, host := range []string{"192.0.2.1:53", "192.0.2.1:54"} {
-		if _, err := client.WriteToUDPAddrPort([]byte("question"), netip.MustParseAddrPort(host)); err != nil {
-			t.Fatal(err)
-		}
-		b := make([]byte, 100)
-		n, from, err := server.ReadFromUDPAddrPort(b)
-		if err != nil || string(b[:n]) != "question" {
-			t.Fatalf("%q, %v", b[:n], err)
-		}
-		seen = append(seen, from)
-		if _, err := server.WriteToUDPAddrPort([]byte("answer"), from); err != nil {
-			t.Fatal(err)
-		}
-		n, via, err := client.ReadFromUDPAddrPort(b)
-		if err != nil || string(b[:n]) != "answer" || via.String() != host {
-			t.Errorf("%q from %v, %v, want the answer from %s", b[:n], via, err, host)
-		}
+	client := udpServer(t, r.world, at(far.WithZone(r.peer), 0))
+	if _, err := client.WriteToUDPAddrPort([]byte("question"), host); err != nil {
+		t.Fatal(err)
 	}
-	if want := netip.MustParseAddrPort("192.0.2.2:40000"); seen[0] != want {
-		t.Errorf("the container sees %v, the client is %v", seen[0], want)
+	b := make([]byte, 100)
+	n, from, err := server.ReadFromUDPAddrPort(b)
+	if err != nil || string(b[:n]) != "question" || from.Addr() != resolver6 {
+		t.Fatalf("%q from %v, %v", b[:n], from, err)
 	}
-	// One client over two forwards to one port: its answers must not be mixed up.
-	if seen[1].Addr() != resolver {
-		t.Errorf("over the second forward the container sees %v, want an address of %v", seen[1], resolver)
+	if _, err := server.WriteToUDPAddrPort([]byte("answer"), from); err != nil {
+		t.Fatal(err)
+	}
+	if n, _, err := client.ReadFromUDPAddrPort(b); err != nil || string(b[:n]) != "answer" {
+		t.Errorf("%q, %v", b[:n], err)
 	}
 }
 
@@ -175,54 +272,56 @@ func TestForwardRefusals(t *testing.T) {
 }
 
 func TestForwardEndsWithItsContainer(t *testing.T) {
-	r := newRig(t)
-	c := r.container(1, set(t))
-	server, conns := tcpServer(t, c.Namespace, "0.0.0.0:0")
-	kept := tcp("192.0.2.1:8081", server.Port())
-	kept.Keep = true
-	for _, f := range []egress.Forward{tcp("192.0.2.1:8080", server.Port()), kept} {
-		if err := r.e.AddForward(c.addr, f); err != nil {
+	both(t, func(t *testing.T, fam family) {
+		r := newRig(t)
+		c := r.container(1, set(t))
+		server, conns := tcpServer(t, c.Namespace, at(c.at(fam), 0))
+		kept := tcp(at(fam.host, 8081), server.Port())
+		kept.Keep = true
+		for _, f := range []egress.Forward{tcp(at(fam.host, 8080), server.Port()), kept} {
+			if err := r.e.AddForward(c.addr, f); err != nil {
+				t.Fatal(err)
+			}
+		}
+		near, err := dialIn(r, r.world, at(fam.host, 8080))
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	near, err := dialIn(r, r.world, "192.0.2.1:8080")
-	if err != nil {
-		t.Fatal(err)
-	}
-	next(t, conns)
-	c.detach()
-	if _, err := near.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("the client reads %v, want a reset", err)
-	}
-	_, err = dialIn(r, r.world, "192.0.2.1:8080")
-	refused(t, err)
-	list := r.e.Forwards()
-	if len(list) != 1 || !list[0].Waiting || list[0].Host.Port() != 8081 {
-		t.Errorf("forwards %+v, want the kept one, waiting", list)
-	}
-	// It is the container's own when it comes back, and nobody else's meanwhile.
-	other := r.container(2, set(t))
-	if err := r.e.AddForward(other.addr, kept); !errors.Is(err, egress.ErrTaken) {
-		t.Errorf("another container takes what is kept: %v", err)
-	}
-	c.inc++
-	c.attach(set(t))
-	if err := r.e.AddForward(c.addr, kept); err != nil {
-		t.Fatal(err)
-	}
-	if near, err = dialIn(r, r.world, "192.0.2.1:8081"); err != nil {
-		t.Fatal(err)
-	}
-	exchange(t, near, next(t, conns))
-	if !r.e.RemoveForward("c1", "tcp", kept.Host) {
-		t.Error("nothing was removed")
-	}
-	if _, err := near.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("after the forward is removed the client reads %v, want a reset", err)
-	}
-	if r.e.RemoveForward("c1", "tcp", kept.Host) {
-		t.Error("it was removed twice")
-	}
+		next(t, conns)
+		c.detach()
+		if _, err := near.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the client reads %v, want a reset", err)
+		}
+		_, err = dialIn(r, r.world, at(fam.host, 8080))
+		refused(t, err)
+		list := r.e.Forwards()
+		if len(list) != 1 || !list[0].Waiting || list[0].Host.Port() != 8081 {
+			t.Errorf("forwards %+v, want the kept one, waiting", list)
+		}
+		// It is the container's own when it comes back, and nobody else's meanwhile.
+		other := r.container(2, set(t))
+		if err := r.e.AddForward(other.addr, kept); !errors.Is(err, egress.ErrTaken) {
+			t.Errorf("another container takes what is kept: %v", err)
+		}
+		c.inc++
+		c.attach(set(t))
+		if err := r.e.AddForward(c.addr, kept); err != nil {
+			t.Fatal(err)
+		}
+		if near, err = dialIn(r, r.world, at(fam.host, 8081)); err != nil {
+			t.Fatal(err)
+		}
+		exchange(t, near, next(t, conns))
+		if !r.e.RemoveForward("c1", "tcp", kept.Host) {
+			t.Error("nothing was removed")
+		}
+		if _, err := near.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("after the forward is removed the client reads %v, want a reset", err)
+		}
+		if r.e.RemoveForward("c1", "tcp", kept.Host) {
+			t.Error("it was removed twice")
+		}
+	})
 }
 
 func TestForwardIsOutOfReachFromInside(t *testing.T) {

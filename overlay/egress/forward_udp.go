@@ -55,7 +55,7 @@ func (f *forward) receive() {
 		if s == nil || !ok {
 			continue
 		}
-		if err := s.SendDatagram(as, netip.AddrPortFrom(c.who.Address, what.Port), b[:n]); err != nil {
+		if err := s.SendDatagram(as, netip.AddrPortFrom(c.at(as.Addr()), what.Port), b[:n]); err != nil {
 			f.fs.e.opt.Log.Debug("datagram is lost", "container", c.who.Container, "forward", what.String(), "err", err)
 		}
 	}
@@ -74,16 +74,49 @@ func (f *forward) client(c *container, port uint16, client netip.AddrPort) (as n
 		return as, false
 	}
 	key := replyKey{c.who.Address, port, fs.e.visible(client, c)}
-	for tries := 0; key.to.Port() == 0 || fs.replies[key] != nil; tries++ {
-		if tries > 65535-firstPort {
+	if key.to.Port() == 0 || fs.replies[key] != nil {
+		if !fs.anonymousLocked(&key, fs.e.anonymous(client.Addr().Is6())) {
 			return as, false
 		}
-		fs.next = max(firstPort, fs.next+1)
-		key.to = netip.AddrPortFrom(fs.e.opt.Resolver, fs.next)
 	}
 	p := &peer{f: f, client: client, key: key, last: now}
 	f.clients[client], fs.replies[key] = p, p
 	return key.to, true
+}
+
+// anonymousLocked gives a client that address and a port.
+func (fs *forwards) anonymousLocked(key *replyKey, as netip.Addr) bool {
+	for range 65535 - firstPort {
+		fs.next = max(firstPort, fs.next+1)
+		key.to = netip.AddrPortFrom(as, fs.next)
+		if fs.replies[*key] == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// refused is called with a datagram for a port that the container says is closed. If a
+// client of a forward sent it over IPv6, whoever listens may do so on IPv4 alone: the
+// client is one whose address cannot be shown from now on.
+func (c *container) refused(from, to netip.AddrPort, payload []byte) {
+	fs := &c.e.forwards
+	fs.mu.Lock()
+	p := fs.replies[replyKey{c.who.Address, to.Port(), from}]
+	if p == nil || !from.Addr().Is6() {
+		fs.mu.Unlock()
+		return
+	}
+	key := p.key
+	ok := fs.anonymousLocked(&key, fs.e.opt.Resolver)
+	if ok {
+		delete(fs.replies, p.key)
+		p.key, fs.replies[key] = key, p
+	}
+	fs.mu.Unlock()
+	if s := c.net.Load(); s != nil && ok && payload != nil {
+		_ = s.SendDatagram(key.to, netip.AddrPortFrom(c.who.Address, key.port), payload)
+	}
 }
 
 // reply sends a container's datagram back to a forward's client, and says whether it

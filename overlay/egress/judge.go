@@ -4,6 +4,7 @@ import (
 	"net/netip"
 
 	"tulle/overlay/egress/rules"
+	"tulle/overlay/fib"
 	"tulle/overlay/netcfg"
 	"tulle/policy"
 )
@@ -70,8 +71,11 @@ type Surroundings struct {
 var special = prefixes(
 	"0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4",
 	"::/96", "ff00::/8", "fe80::/10", "fec0::/10",
-	// Those that hold an IPv4 address: NAT64, 6to4 and Teredo could be anybody's.
-	"64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32",
+	// Those that hold an IPv4 address: mapped, translated, NAT64, 6to4 and Teredo. What
+	// this host, or who is next on the way, makes of them could be anybody's.
+	"::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32",
+	// Overlays' own.
+	fib.Network6.String(),
 )
 
 func prefixes(list ...string) []netip.Prefix {

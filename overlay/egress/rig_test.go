@@ -35,16 +35,41 @@ var (
 	resolver = netip.MustParseAddr("169.254.0.2")
 	hostIP   = netip.MustParseAddr("192.0.2.1")
 	worldIP  = netip.MustParseAddr("192.0.2.2")
+
+	resolver6 = netip.MustParseAddr("fd00:169:254::2")
+	hostIP6   = netip.MustParseAddr("2001:db8:1::1")
+	worldIP6  = netip.MustParseAddr("2001:db8:1::2")
 )
+
+// family is what a test of both families knows of one.
+type family struct {
+	name                  string
+	host, world, resolver netip.Addr
+	net, all              string // the host's network, and every address
+}
+
+var families = []family{
+	{"IPv4", hostIP, worldIP, resolver, "192.0.2.0/24", "0.0.0.0"},
+	{"IPv6", hostIP6, worldIP6, resolver6, "2001:db8:1::/64", "::"},
+}
+
+// both runs the test once a family.
+func both(t *testing.T, f func(*testing.T, family)) {
+	for _, fam := range families {
+		t.Run(fam.name, func(t *testing.T) { f(t, fam) })
+	}
+}
+
+func at(a netip.Addr, port uint16) string { return netip.AddrPortFrom(a, port).String() }
 
 // rig is a host whose only neighbour is the world, and an Egress on it.
 //
-//	container ── Egress ── host 192.0.2.1 ══ 192.0.2.2 world
+//	container ── Egress ── host 192.0.2.1, 2001:db8:1::1 ══ …2 world
 type rig struct {
 	t           testing.TB
 	e           *egress.Egress
 	host, world *nstest.Namespace
-	veth        string // the host's end
+	veth, peer  string // the host's end, and the world's
 
 	mu      sync.Mutex
 	devices map[netip.Addr]*tun.Kernel
@@ -53,14 +78,16 @@ type rig struct {
 func newRig(t testing.TB, change ...func(*egress.Options)) *rig {
 	t.Helper()
 	r := &rig{t: t, host: nstest.New(t), world: nstest.New(t), devices: map[netip.Addr]*tun.Kernel{}}
-	r.veth, _ = nstest.Veth(t, r.host, r.world, netip.PrefixFrom(hostIP, 24), netip.PrefixFrom(worldIP, 24))
+	r.veth, r.peer = nstest.Veth(t, r.host, r.world, netip.PrefixFrom(hostIP, 24), netip.PrefixFrom(worldIP, 24))
+	r.address(r.host, r.veth, netip.PrefixFrom(hostIP6, 64))
+	r.address(r.world, r.peer, netip.PrefixFrom(worldIP6, 64))
 	var router *netcfg.Router
 	if err := r.host.Do(func() (err error) { router, err = netcfg.OpenRouter(); return err }); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(router.Close)
 	o := egress.Options{
-		MTU: 1450, Overlay: overlay, Gateway: gateway, Resolver: resolver, Router: router, Log: slog.New(slog.DiscardHandler),
+		MTU: 1450, Overlay: overlay, Gateway: gateway, Resolver: resolver, Resolver6: resolver6, Router: router, Log: slog.New(slog.DiscardHandler),
 		Socket: r.sockets(),
 		Deliver: func(to netip.Addr, _ uint64, pieces ...[]byte) error {
 			r.mu.Lock()
@@ -118,7 +145,7 @@ func (r *rig) sockets() func(domain, typ, proto int) (int, error) {
 type ctr struct {
 	*nstest.Namespace
 	r    *rig
-	addr netip.Addr
+	addr netip.Addr // of IPv4; its twin is IPv6's
 	name string
 	inc  uint64
 	dev  *tun.Kernel
@@ -129,7 +156,7 @@ type ctr struct {
 func (r *rig) container(n byte, set *rules.Set) *ctr {
 	r.t.Helper()
 	c := &ctr{Namespace: nstest.New(r.t), r: r, addr: netip.AddrFrom4([4]byte{10, 255, 7, n}), name: fmt.Sprintf("c%d", n), inc: 1}
-	c.file = c.TUN(r.t, "eth0", netip.PrefixFrom(c.addr, 32), 1450)
+	c.file = c.Device(r.t, netcfg.Device{Name: "eth0", MTU: 1450, Address: netip.PrefixFrom(c.addr, 32), Address6: netip.PrefixFrom(fib.Twin(c.addr), 128)})
 	c.attach(set)
 	r.t.Cleanup(c.detach)
 	return c
@@ -162,7 +189,7 @@ func (c *ctr) attach(set *rules.Set) {
 			}
 			p := b[packet.VirtioLen:n]
 			packet.DecodeVirtio(b, &v)
-			if packet.Parse(p, &h) == nil && v.Check(&h, len(p)) == nil && h.Src == ep.Addr && !overlay.Contains(h.Dst) {
+			if packet.Parse(p, &h) == nil && v.Check(&h, len(p)) == nil && fib.Name(h.Src) == ep.Addr && !overlay.Contains(fib.Name(h.Dst)) {
 				c.r.e.Carry(ep, &h, &v, p[:h.TotalLen])
 			}
 		}
@@ -183,7 +210,7 @@ func (c *ctr) rules(set *rules.Set) { c.r.e.SetRules(c.addr, c.inc, set) }
 
 func (c *ctr) dial(to string) (conn *net.TCPConn, err error) {
 	err = c.Do(func() error {
-		d, err := net.DialTimeout("tcp4", to, wait)
+		d, err := net.DialTimeout("tcp", to, wait)
 		if err == nil {
 			conn = d.(*net.TCPConn)
 			c.r.t.Cleanup(func() { conn.Close() })
@@ -198,7 +225,7 @@ func (c *ctr) udp(to string) *net.UDPConn {
 	c.r.t.Helper()
 	var conn *net.UDPConn
 	err := c.Do(func() (err error) {
-		conn, err = net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(netip.MustParseAddrPort(to)))
+		conn, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.MustParseAddrPort(to)))
 		return err
 	})
 	if err != nil {
@@ -217,7 +244,10 @@ func (c *ctr) send(p []byte) {
 		if err != nil {
 			return err
 		}
-		const ip = unix.ETH_P_IP>>8 | unix.ETH_P_IP&0xff<<8
+		ip := uint16(unix.ETH_P_IP>>8 | unix.ETH_P_IP&0xff<<8)
+		if p[0]>>4 == 6 {
+			ip = unix.ETH_P_IPV6>>8 | unix.ETH_P_IPV6&0xff<<8
+		}
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err
@@ -234,7 +264,7 @@ func (c *ctr) send(p []byte) {
 func tcpServer(t testing.TB, ns *nstest.Namespace, at string) (netip.AddrPort, <-chan *net.TCPConn) {
 	t.Helper()
 	var l net.Listener
-	if err := ns.Do(func() (err error) { l, err = net.Listen("tcp4", at); return err }); err != nil {
+	if err := ns.Do(func() (err error) { l, err = listen(at); return err }); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
@@ -253,11 +283,24 @@ func tcpServer(t testing.TB, ns *nstest.Namespace, at string) (netip.AddrPort, <
 	return l.Addr().(*net.TCPAddr).AddrPort(), got
 }
 
+// network is of one family, that of the address; of both for ::.
+func network(protocol, at string) string {
+	switch a := netip.MustParseAddrPort(at).Addr(); {
+	case a.Is4():
+		return protocol + "4"
+	case a == netip.IPv6Unspecified():
+		return protocol
+	}
+	return protocol + "6"
+}
+
+func listen(at string) (net.Listener, error) { return net.Listen(network("tcp", at), at) }
+
 func udpServer(t testing.TB, ns *nstest.Namespace, at string) *net.UDPConn {
 	t.Helper()
 	var c *net.UDPConn
 	err := ns.Do(func() (err error) {
-		c, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(at)))
+		c, err = net.ListenUDP(network("udp", at), net.UDPAddrFromAddrPort(netip.MustParseAddrPort(at)))
 		return err
 	})
 	if err != nil {
@@ -302,7 +345,7 @@ func set(t testing.TB, rs ...policy.SecurityRule) *rules.Set {
 	return s
 }
 
-func anything(t testing.TB) *rules.Set { return set(t, allow("all", "0.0.0.0/0", "")) }
+func anything(t testing.TB) *rules.Set { return set(t, allow("all", "0.0.0.0/0,::/0", "")) }
 
 // exchange sends hello over conn and reads what the far end sends back.
 func exchange(t testing.TB, a, b net.Conn) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -213,7 +214,8 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 	if a.Addr().Is4() {
 		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
 	}
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+	zone, _ := strconv.ParseUint(a.Addr().Zone(), 10, 32) // none: 0
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: uint32(zone)}
 }
 
 func fromSockaddr(s unix.Sockaddr) netip.AddrPort {
@@ -221,7 +223,11 @@ func fromSockaddr(s unix.Sockaddr) netip.AddrPort {
 	case *unix.SockaddrInet4:
 		return netip.AddrPortFrom(netip.AddrFrom4(s.Addr), uint16(s.Port))
 	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(s.Addr).Unmap(), uint16(s.Port))
+		at := netip.AddrFrom16(s.Addr).Unmap()
+		if s.ZoneId != 0 { // a neighbour that is told apart by its link alone
+			at = at.WithZone(strconv.FormatUint(uint64(s.ZoneId), 10))
+		}
+		return netip.AddrPortFrom(at, uint16(s.Port))
 	}
 	return netip.AddrPort{}
 }

@@ -18,7 +18,7 @@ const patience = 127 * time.Second
 // request is called, in its own goroutine, with a connection that the container
 // opens.
 func (c *container) request(q *netstack.Request) {
-	if q.To.Addr() == c.e.opt.Resolver {
+	if c.e.isResolver(q.To.Addr()) {
 		c.service(q)
 		return
 	}

@@ -124,7 +124,7 @@ func (t *TrafficLog) write(at time.Time, who Identity, ev event) {
 	l := logLine{
 		Timestamp: strconv.FormatFloat(float64(at.UnixMicro())/1e6, 'f', 6, 64), Source: "tulle-celld", Message: "cfnetworking.iptables.egress-" + word, LogLevel: 1,
 		Data: logData{
-			Packet: logPacket{Direction: "egress", Allowed: allowed, SrcIP: who.Address, DstIP: p.To, SrcPort: from.Port(), DstPort: p.Port,
+			Packet: logPacket{Direction: "egress", Allowed: allowed, SrcIP: from.Addr(), DstIP: p.To, SrcPort: from.Port(), DstPort: p.Port,
 				Protocol: p.Protocol, Mark: "0x0", ICMPType: p.Type, ICMPCode: p.Code},
 			Source: logSource{ContainerID: who.Container, AppGUID: who.App, AppName: who.AppName, SpaceGUID: who.Space, OrgGUID: who.Org, HostIP: t.opt.HostIP, HostGUID: t.opt.HostID},
 			Group:  ev.group, DryRun: dry,
