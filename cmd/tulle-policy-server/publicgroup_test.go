@@ -23,7 +23,7 @@ func TestFirstGroup(t *testing.T) {
 		}
 	}
 	g, err := s.SecurityGroup(t.Context(), policy.PublicGroup().GUID)
-	if err != nil || !g.RunningDefault || len(g.Rules) != 1 {
+	if err != nil || !g.RunningDefault || len(g.Rules) != 2 { // one a family
 		t.Fatalf("group %+v, %v", g, err)
 	}
 	if err := s.DeleteSecurityGroup(t.Context(), g.GUID); err != nil {
