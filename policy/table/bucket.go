@@ -1,101 +1,124 @@
 package table
 
-import (
-	"unsafe"
+import "tulle/policy"
 
-	"tulle/policy"
-)
-
-// bucketSlots make a bucket one cache line.
+// bucketSlots and one word more make a bucket one cache line.
 const (
-	bucketSlots = 5
+	bucketSlots = 7
 	lineSize    = 64
 )
 
 // bucket holds the keys whose hash leads to it. Where they are more than its slots
-// it runs over, and the next bucket has the rest.
-type bucket struct {
-	keys   [bucketSlots]uint64 // 0: empty
-	ranges [bucketSlots]ports  // of a key with a list: where in the shard that is
-	how    uint32
-}
+// it runs over, and the next bucket has the rest. Behind the slots is how they are
+// to be searched, see odd.
+type bucket [bucketSlots + 1]slot
 
-var _ [lineSize]byte = [unsafe.Sizeof(bucket{})]byte{}
+var _ [lineSize]byte = [(bucketSlots + 1) * 8]byte{}
+
+const how = bucketSlots
 
 // How is less than odd, and then a factor, in a bucket where each key is in the
-// slot that slot names for it and has one range. Others are searched; they have one
-// of these bits, or odd<<i where slot i has a list.
+// slot that home names for it and has one range. Others are searched; they are odd,
+// and list<<i where slot i has a list.
+//
+// As a slot a factor has the hash 0, which is at home in slot 0 under any factor: so
+// it answers for none.
 const (
-	odd      = 1 << 24
-	unsorted = 1 << 30 // no factor was found
-	runsOver = 1 << 31
+	odd      = 1 << 63
+	runsOver = 1 << 62
+	list0    = 1 << 32
+	factors  = 1 << 31
 )
 
-// slot is where a bucket whose how is a factor has a key with that hash, if it has
-// it.
-func slot(hash uint64, how uint32) uint64 { return hash * uint64(how) >> 32 * bucketSlots >> 32 }
+func (b *bucket) hasList(i int) bool { return b[how]>>(32+i&63)&1 != 0 } // &63: no check of i
 
-func (b *bucket) hasList(i int) bool { return b.how>>((24+i)&31)&1 != 0 } // &31: no check of i
-
-// find is the slot that has a key; without it, -1.
-func (b *bucket) find(key uint64) int {
-	for i := range b.keys {
-		if b.keys[i] == key {
+// find is the slot that has a hash; without it, -1.
+func (b *bucket) find(hash uint64) int {
+	for i, s := range b[:how] {
+		if s != 0 && s.hash() == hash {
 			return i
 		}
 	}
 	return -1
 }
 
-// next is the bucket that has what b had no room for. Only after one that runs over.
-func (b *bucket) next() *bucket { return (*bucket)(unsafe.Add(unsafe.Pointer(b), lineSize)) }
+// free is a slot without a key, or -1.
+func (b *bucket) free() int {
+	for i, s := range b[:how] {
+		if s == 0 {
+			return i
+		}
+	}
+	return -1
+}
 
 // sort finds a factor that gives each key a slot of its own, and moves them there.
-// Five keys take 26 tries on average; in one of some ten million buckets none of
-// them will do.
+// Two keys take two tries, five 13, on average; seven 400.
 func (b *bucket) sort() {
-	if b.how >= odd {
+	if b[how] >= odd {
 		return
 	}
 	const step = 0x9E36
-	for how := uint32(step + 1); how < odd; how += step {
-		if sorted, ok := b.sorted(how); ok {
+	for f := slot(step + 1); f < factors; f += step {
+		if sorted, ok := b.sorted(f); ok {
 			*b = sorted
 			return
 		}
 	}
-	b.how = unsorted
+	b[how] = odd
 }
 
-func (b *bucket) sorted(how uint32) (sorted bucket, ok bool) {
-	sorted.how = how
-	for i, key := range b.keys {
-		if key == 0 {
+func (b *bucket) sorted(factor slot) (sorted bucket, ok bool) {
+	sorted[how] = factor
+	for _, s := range b[:how] {
+		if s == 0 {
 			continue
 		}
-		n := slot(below(key), how)
-		if sorted.keys[n] != 0 {
+		n := home(s.hash(), factor)
+		if sorted[n] != 0 { // how is taken as well
 			return sorted, false
 		}
-		sorted.keys[n], sorted.ranges[n] = key, b.ranges[i]
+		sorted[n] = s
 	}
 	return sorted, true
 }
 
-// ports is a port range in one word: how many ports above the first. 0 holds no
-// port; a rule's first is at least 1, so that the count fits.
-type ports uint32
+// home is where a bucket whose how is a factor has a key with that hash, if it has
+// it.
+func home(hash uint64, factor slot) uint64 { return hash * uint64(factor) >> 61 }
 
-func portsOf(r policy.PortRange) ports { return ports(r.End-r.Start+1)<<16 | ports(r.Start) }
+// slot is a key and its port range in one word: what its hash has to tell it from
+// other keys of the shard, the port before the first, and how many there are. 0 is
+// empty.
+//
+//	63                       33 32 31           16 15            0
+//	┌──────────────────────────┬──┬───────────────┬───────────────┐
+//	│ hash                     │ 0│ first - 1     │ ports         │
+//	└──────────────────────────┴──┴───────────────┴───────────────┘
+//
+// A rule's first port is at least 1. A key with a list has in its low half where in
+// the shard that is.
+type slot uint64
 
-func (p ports) domain() policy.PortRange {
-	return policy.PortRange{Start: uint16(p), End: uint16(p) + uint16(p>>16) - 1}
+func slotOf(hash uint64, r policy.PortRange) slot {
+	return slot(hash | uint64(r.Start-1)<<16 | uint64(r.End-r.Start+1))
 }
 
-func (p ports) count() uint32 { return uint32(p >> 16) }
+func listAt(hash uint64, at uint32) slot { return slot(hash | uint64(at)) }
 
-// offset is how far port is from the first. One below wraps around to more than
-// any count.
-func (p ports) offset(port uint16) uint32 { return uint32(port - uint16(p)) }
+func (s slot) hash() uint64 { return uint64(s) >> 32 << 32 }
 
-func (p ports) contains(port uint16) bool { return p.offset(port) < p.count() }
+func (s slot) ports() policy.PortRange {
+	before := uint16(s >> 16)
+	return policy.PortRange{Start: before + 1, End: before + uint16(s)}
+}
+
+func (s slot) at() uint32 { return uint32(s) }
+
+// allows reports whether a slot has that hash and holds the port. Where it has any
+// port at all, the difference takes one from the half above, which then is how far
+// the port is from the first; one below wraps around to more than any number of
+// ports, and another hash is as far away.
+func (s slot) allows(hash uint64, port uint16) bool {
+	return ((hash|uint64(port)<<16)-uint64(s))>>16 < uint64(uint16(s))
+}

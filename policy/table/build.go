@@ -1,55 +1,64 @@
 package table
 
-import "math/bits"
+import (
+	"math/bits"
+
+	"tulle/policy"
+)
 
 // entry is one key with its ranges outside of any shard, as the writer carries
-// it from one to the next.
+// it from one to the next: of those that a shard may have, its hash tells which.
 type entry struct {
-	key  uint64
-	one  ports // the only range, where list is nil
+	hash uint64
+	one  policy.PortRange // the only one, where list is nil
 	list spans
 }
 
-// gather appends the entries of s, but for the one of the key skip. Lists stay
+// gather appends the entries of s, but for the one of the hash skip. Lists stay
 // where they are, in s.
 func (s shard) gather(into []entry, skip uint64) []entry {
 	for at := 0; ; at++ {
 		b := s.bucket(at)
-		for i, key := range b.keys {
-			if key == 0 || key == skip {
+		for i, slot := range b[:how] {
+			if slot == 0 || slot.hash() == skip {
 				continue
 			}
-			e := entry{key: key, one: b.ranges[i]}
+			e := entry{hash: slot.hash()}
 			if b.hasList(i) {
-				e.list = s.list(b.ranges[i]).spans()
+				e.list = s.list(slot.at()).spans()
+			} else {
+				e.one = slot.ports()
 			}
 			into = append(into, e)
 		}
-		if at+1 >= 1<<s.depth() && b.how&runsOver == 0 {
+		if at >= 1<<s.depth() && b[how]&runsOver == 0 {
 			return into
 		}
 	}
 }
 
-// ranges are those of a key, none where it is not there.
-func (s shard) ranges(key uint64) spans {
-	b, i := s.find(key)
+// ranges are those of a hash, none where it is not there.
+func (s shard) ranges(hash uint64) spans {
+	b, i := s.find(hash)
 	switch {
 	case b == nil:
 		return nil
 	case b.hasList(i):
-		return s.list(b.ranges[i]).spans()
+		return s.list(b[i].at()).spans()
 	}
-	r := b.ranges[i].domain()
+	r := b[i].ports()
 	return spans{{r.Start, r.End, r.End}}
 }
 
-// depthFor gives n keys between 0.9 and 1.8 to a bucket, of which one in a hundred
-// or fewer is in a bucket that runs over. A million rules then take less than
-// 60 MiB.
-func depthFor(n int) int { return bits.Len(uint(n) * 9 / 16) }
+// depthFor gives n keys between 1.25 and 2.5 to a bucket.
+func depthFor(n int) int { return bits.Len(uint(n) * 2 / 5) }
 
-// build makes a shard of entries, each key once.
+// deep is the depth from where on some bucket runs over in any case.
+const deep = 8
+
+// build makes a shard of entries, each key once. One in 30 has a bucket that would
+// run over, and is given twice as many, so that few keys are in such buckets at all.
+// A million rules then take less than 40 MiB.
 func build(entries []entry) shard {
 	if len(entries) == 0 {
 		return nothing
@@ -60,36 +69,45 @@ func build(entries []entry) shard {
 			spans += 1 + len(list)
 		}
 	}
-	for more := 0; ; more++ {
-		if s, ok := fill(entries, more, spans); ok {
+	depth := depthFor(len(entries))
+	if depth < deep {
+		for _, depth := range []int{depth, depth + 1} {
+			if s, ok := fill(entries, depth, 0, spans); ok {
+				return s
+			}
+		}
+	}
+	for more := 1; ; more++ {
+		if s, ok := fill(entries, depth, more, spans); ok {
 			return s
 		}
 	}
 }
 
-// fill is build with so many buckets more than those where a search begins. It
-// fails where the last of all would run over.
-func fill(entries []entry, more, spans int) (s shard, ok bool) {
-	depth := depthFor(len(entries))
-	n := 1<<depth + more
-	free := ports(n * lineSize / wordSize) // where the next list goes
+// fill is build with 1<<depth buckets, one and so many more than those where a
+// search begins. It fails where the last of all would run over, or any where there
+// are no more.
+func fill(entries []entry, depth, more, spans int) (s shard, ok bool) {
+	n := 1<<depth + 1 + more
+	free := uint32(n * lineSize / wordSize) // where the next list goes
 	s = newShard(depth, more, spans)
 	for i := range entries {
 		e := &entries[i]
-		b := s.home(below(e.key))
-		slot := b.find(0)
-		for ; slot < 0; slot = b.find(0) {
-			if b.how |= runsOver; b == s.bucket(n-1) {
+		b := s.home(e.hash)
+		slot := b.free()
+		for ; slot < 0; slot = b.free() {
+			if b[how] |= odd | runsOver; more == 0 || b == s.bucket(n-1) {
 				return s, false
 			}
 			b = b.next()
 		}
-		b.keys[slot], b.ranges[slot] = e.key, e.one
-		if e.list != nil {
-			b.how |= odd << slot
-			b.ranges[slot] = free
-			free += ports(s.list(free).put(e.list))
+		if e.list == nil {
+			b[slot] = slotOf(e.hash, e.one)
+			continue
 		}
+		b[how] |= odd | list0<<slot
+		b[slot] = listAt(e.hash, free)
+		free += uint32(s.list(free).put(e.list))
 	}
 	for i := range n {
 		s.bucket(i).sort()

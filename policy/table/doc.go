@@ -12,7 +12,7 @@
 //	hash  63…50   49…
 //	      root    bucket, then slot
 //
-//	Table.root ─► shard: bucket {5 keys, 5 ranges, which key is where} … lists of ranges
+//	Table.root ─► shard: bucket {7 keys, each with its ports, and which is where} … lists of ranges
 //
 // An update copies one shard, of about 60 keys where there are a million, and swaps
 // the pointer to it. With many millions shards grow, and updates with them; lookups

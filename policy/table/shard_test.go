@@ -32,7 +32,7 @@ func TestKeysAreTheirRules(t *testing.T) {
 }
 
 // A tag that no wire carries is no rule's, so that a key is one rule's.
-func TestTagsOfMoreThan24Bits(t *testing.T) {
+func TestTagsOfMoreThan22Bits(t *testing.T) {
 	tab := New()
 	all := policy.PortRange{Start: 1, End: 65535}
 	for _, r := range []Rule{{tagLimit, 2, policy.TCP, all}, {2, tagLimit, policy.TCP, all}, {Any - 1, 2, policy.UDP, all}} {
@@ -43,18 +43,71 @@ func TestTagsOfMoreThan24Bits(t *testing.T) {
 	if r := (Rule{tagLimit - 1, Any, policy.TCP, all}); !tab.Add(r) || !tab.Lookup(r.Src, r.Dst, r.Protocol, 80) {
 		t.Errorf("%v is not found", r)
 	}
+	// What is cut off of a tag makes it no other.
+	for _, r := range []Rule{{5, 6, policy.TCP, all}, {5, Any, policy.TCP, all}, {Any, 6, policy.TCP, all}} {
+		tab.Add(r)
+		for high := policy.Tag(1 << tagBits); high != 0; high <<= 1 {
+			if r.Src != Any && tab.Lookup(r.Src|high, r.Dst, policy.TCP, 80) || r.Dst != Any && tab.Lookup(r.Src, r.Dst|high, policy.TCP, 80) {
+				t.Errorf("%v is found with a tag that has a bit %x more", r, high)
+			}
+		}
+	}
+	if tab.Lookup(policy.NoTag, 6, policy.TCP, 80) || tab.Lookup(5, policy.NoTag, policy.TCP, 80) {
+		t.Error("no tag is found")
+	}
+}
+
+// A slot answers for its own hash and ports and no others, whichever they are.
+func TestSlotsAllowTheirPorts(t *testing.T) {
+	var hashes []uint64
+	for _, h := range []uint64{0, 1, 2, 1 << 30, 1<<31 - 2, 1<<31 - 1} {
+		hashes = append(hashes, h<<hashShift)
+	}
+	strange := hashes // and those that no rule has
+	for _, h := range hashes {
+		strange = append(strange, h|1<<(hashShift-1))
+	}
+	ports := []uint16{1, 2, 80, 1<<15 - 1, 1 << 15, 65534, 65535}
+	for _, h := range hashes {
+		for i, start := range ports {
+			for _, end := range ports[i:] {
+				r := policy.PortRange{Start: start, End: end}
+				s := slotOf(h, r)
+				if s == 0 || s.hash() != h || s.ports() != r {
+					t.Fatalf("%x %v becomes %x: %x %v", h, r, s, s.hash(), s.ports())
+				}
+				for _, asked := range strange {
+					for port := range 1 << 16 {
+						want := asked == h && uint16(port) >= start && uint16(port) <= end
+						if s.allows(asked, uint16(port)) != want {
+							t.Fatalf("%x %v allows port %d of %x: %t, want %t", h, r, port, asked, !want, want)
+						}
+					}
+				}
+			}
+		}
+	}
+	for _, h := range strange {
+		for factor := slot(0); factor < factors; factor += 0x9E3779 { // 0: an empty slot
+			if factor != 0 && home(h, factor) != how {
+				continue // h does not lead to it
+			}
+			for _, port := range ports {
+				if factor.allows(h, port) {
+					t.Fatalf("%x allows port %d of %x", factor, port, h)
+				}
+			}
+		}
+	}
 }
 
 // Keys that all hash to one bucket are found all the same, beyond the last bucket
 // too, and so are their lists.
 func TestBucketsRunOver(t *testing.T) {
-	for _, hash := range []uint64{0, 1<<(64-rootBits) - 1} { // the first bucket of a shard, the last
+	for _, first := range []uint64{0, (1<<31 - 64) << hashShift} { // the first bucket of a shard, the last
 		var entries []entry
 		for i := range uint64(64) {
-			e := entry{key: (hash<<8 ^ i) & (1<<(64-rootBits) - 1), one: portsOf(policy.PortRange{Start: 80, End: 80 + uint16(i)})}
-			if e.key == 0 {
-				continue
-			}
+			e := entry{hash: first + i<<hashShift, one: policy.PortRange{Start: 80, End: 80 + uint16(i)}}
 			if i%3 == 0 {
 				e.list = spans{{1, 2, 2}, {5, 9, 9}, {70, 70, 70}}
 			}
@@ -62,20 +115,20 @@ func TestBucketsRunOver(t *testing.T) {
 		}
 		s := build(entries)
 		for _, e := range entries {
-			b, i := s.find(e.key)
+			b, i := s.find(e.hash)
 			switch {
 			case b == nil:
-				t.Fatalf("key %x is not found", e.key)
-			case e.list == nil && b.ranges[i] != e.one:
-				t.Errorf("key %x has ports %v, want %v", e.key, b.ranges[i].domain(), e.one.domain())
-			case e.list != nil && len(s.list(b.ranges[i]).spans()) != 3:
-				t.Errorf("key %x has %v, want %v", e.key, s.list(b.ranges[i]).spans(), e.list)
+				t.Fatalf("hash %x is not found", e.hash)
+			case e.list == nil && b[i].ports() != e.one:
+				t.Errorf("hash %x has ports %v, want %v", e.hash, b[i].ports(), e.one)
+			case e.list != nil && len(s.list(b[i].at()).spans()) != 3:
+				t.Errorf("hash %x has %v, want %v", e.hash, s.list(b[i].at()).spans(), e.list)
 			}
 		}
-		if b, _ := s.find(1 << 40); b != nil {
-			t.Error("a key is found that is not there")
+		if b, _ := s.find(1 << 60); b != nil {
+			t.Error("a hash is found that is not there")
 		}
-		if got := len(s.gather(nil, 0)); got != len(entries) {
+		if got := len(s.gather(nil, 1)); got != len(entries) {
 			t.Errorf("%d entries are gathered, want %d", got, len(entries))
 		}
 	}
@@ -105,8 +158,8 @@ func TestFewBucketsAreSearched(t *testing.T) {
 			searched := 0
 			for i := range tab.root {
 				s := shard{tab.root[i]}
-				for _, e := range s.gather(nil, 0) {
-					if b, _ := s.find(e.key); b.how >= odd {
+				for _, e := range s.gather(nil, 1) {
+					if b, _ := s.find(e.hash); b[how] >= odd {
 						searched++
 					}
 				}

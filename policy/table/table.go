@@ -13,9 +13,12 @@ import (
 // no others; a lookup for another tag never finds them.
 const Any policy.Tag = 1<<32 - 1
 
-// tagLimit is above every other tag that a rule may have, see New. The wire has 16
-// bits.
-const tagLimit policy.Tag = 1 << 24
+// A key has room for so many bits of a tag; the wire has 16. tagLimit is above every
+// tag but Any that a rule may have.
+const (
+	tagBits             = 22
+	tagLimit policy.Tag = 1<<tagBits - 1
+)
 
 // Rule lets Src open flows to Dst. Rules are the same exactly when all fields
 // are equal; they may overlap, and each is removed on its own.
@@ -37,9 +40,9 @@ const rootBits = 14
 
 // Table is a set of rules. Its zero value is not usable, see New.
 type Table struct {
-	root   [1 << rootBits]unsafe.Pointer // the p of shards
 	factor uint64
-	seed   [256]uint64 // by protocol
+	seed   [256]uint64                   // by protocol
+	root   [1 << rootBits]unsafe.Pointer // the p of shards
 
 	// Written by the writer, on lines of their own: readers must not lose the
 	// seeds to every update.
@@ -50,78 +53,82 @@ type Table struct {
 
 // New is an empty table: everything is denied.
 //
-// Seeds are secret and each protocol has its own. Their highest bytes differ so
-// that no key of one protocol is ever one of another: there a rule's tags have the
-// same bit eight times. Nor is a key ever 0, which is what an empty slot holds.
+// Seeds are secret and each protocol has its own. They differ in the bit of a key
+// that is the protocol's. One that no rule has differs in the bit below, which no
+// rule's key has.
 func New() *Table {
-	secret := func(highest uint64) uint64 { return rand.Uint64()>>8 | highest<<56 }
-	t := &Table{factor: rand.Uint64() | 1}
-	none := secret(4)
+	secret := rand.Uint64() >> (64 - 2*tagBits) << 2
+	t := &Table{factor: (rand.Uint64() | 1) << (64 - keyBits)}
 	for p := range t.seed {
-		t.seed[p] = none
+		t.seed[p] = secret | 1
 	}
-	t.seed[policy.TCP], t.seed[policy.UDP] = secret(1), secret(2)
+	t.seed[policy.TCP], t.seed[policy.UDP] = secret, secret|2
 	for i := range t.root {
 		t.root[i] = nothing.p
 	}
 	return t
 }
 
-// key is what is kept and looked for: protocol and tags in one word, each its own.
-// The multiplication makes its high bits a hash in the same stroke: those of two
-// keys agree about as rarely as chance has it, whichever the keys, for nearly
-// every factor. An odd factor loses nothing.
+// keyBits are two tags, one to tell the protocol and one to tell that no rule has it.
+const keyBits = 2*tagBits + 2
+
+// key is what is kept and looked for: tags and protocol in the highest bits of one
+// word, each its own. The multiplication makes the first of them a hash in the same
+// stroke: those of two keys agree about as rarely as chance has it, whichever the
+// keys, for nearly every factor. An odd factor, shifted to where a key is, loses
+// nothing. Any and NoTag count as 0 and 1, the tag t as t+1.
 func (t *Table) key(src, dst policy.Tag, proto policy.Protocol) uint64 {
-	return ((uint64(src)<<32 | uint64(dst)) ^ t.seed[proto]) * t.factor
+	return (uint64(src+1)<<(tagBits+2) + uint64(dst+1)*4 ^ t.seed[proto]) * t.factor
 }
 
 // place is where in the root a key's shard is; below is the hash that is left to
-// find it there.
+// find it there, all that other keys of the shard have not in common with it.
 func place(key uint64) uint64 { return key >> (64 - rootBits) }
 func below(key uint64) uint64 { return key << rootBits }
+
+// hashShift is the number of bits below those of a rule's hash.
+const hashShift = 64 - (keyBits - 1 - rootBits)
 
 // Lookup reports whether a rule lets src open a flow to dst on that protocol and
 // port. Any goroutine may call it at any time.
 //
 // In a big table a lookup waits for one cache line from memory, and what counts is
 // how many of the lookups to come the processor has begun meanwhile. Its room for
-// that is counted in instructions, so they are few: one slot is looked at; nothing
-// is asked that the shard answers as well (a protocol or a pair that no rule can
-// name is in no slot, an empty slot holds no port); no function is called, which
-// would need a frame; and what is called below and inlined stands here by itself
-// where that leaves fewer. And which slot has the key, or whether one does, decides
-// no branch (the if becomes a conditional move): where the processor guesses one
-// wrong, it has begun in vain.
+// that is counted in instructions, and most in those that wait for the line, so
+// they are few: one slot is looked at, and one comparison tells whether it has key
+// and port; nothing is asked that the shard answers as well (a pair that no rule
+// can name is in no slot, an empty slot holds no port); no function is called,
+// which would need a frame; and what is called below and inlined stands here by
+// itself where that leaves fewer. And which slot has the key, or whether one does,
+// decides no branch: where the processor guesses one wrong, it has begun in vain.
 func (t *Table) Lookup(src, dst policy.Tag, proto policy.Protocol, port uint16) bool {
+	if (src+1)|(dst+1) >= 1<<tagBits {
+		return false // a tag that no rule has, and no key room for
+	}
 	key := t.key(src, dst, proto)
-	p := atomic.LoadPointer(&t.root[key>>(64-rootBits)])
-	hash := key << rootBits
-	// shard.home and, further down, slot
-	b := (*bucket)(unsafe.Add(p, int(hash>>(uintptr(p)&shiftMask)&^shiftMask)-int(uintptr(p)&shiftMask)))
-	for b.how >= odd { // seldom: then it is searched
-		for i := range b.keys {
+	s := shard{atomic.LoadPointer((*unsafe.Pointer)(unsafe.Add(unsafe.Pointer(t), unsafe.Offsetof(t.root)+uintptr(place(key)*8))))}
+	hash := below(key)
+	b := s.home(hash)
+	if int64(b[how]) >= 0 { // not odd
+		return b[hash*uint64(b[how])>>61].allows(hash, port)
+	}
+	for { // seldom: it is searched
+		for i, slot := range b[:how] {
 			switch {
-			case b.keys[i] != key:
+			case slot.hash() != hash || slot == 0:
 				continue
 			case !b.hasList(i):
-				return b.ranges[i].contains(port)
+				return slot.allows(hash, port)
 			}
-			l := shard{p}.list(b.ranges[i])
+			l := s.list(slot.at())
 			n := l.upTo(port)
 			return n > 0 && port <= l.span(n).highest
 		}
-		if b.how&runsOver == 0 {
+		if b[how]&runsOver == 0 {
 			return false
 		}
 		b = b.next()
 	}
-	i := hash * uint64(b.how) >> 32 * bucketSlots >> 32
-	found := b.ranges[i]
-	count := found.count()
-	if b.keys[i] != key {
-		count = 0
-	}
-	return found.offset(port) < count
 }
 
 // Len is the number of rules. Any goroutine may call it.

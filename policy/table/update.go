@@ -8,7 +8,7 @@ import (
 
 // Add puts a rule into the table and reports whether it was not there. When it
 // returns, every lookup that begins sees the rule. A rule that no policy
-// makes (an end is NoTag or a number of more than 24 bits, its protocol neither
+// makes (an end is NoTag or a number of more than 22 bits, its protocol neither
 // TCP nor UDP, its ports begin at 0 or run backwards) matches nothing and is not kept: false.
 //
 // One goroutine at a time may call Add and Remove.
@@ -22,10 +22,10 @@ func (t *Table) change(rule Rule, add bool) bool {
 	if !rule.valid() {
 		return false
 	}
-	changed := entry{key: t.key(rule.Src, rule.Dst, rule.Protocol)}
-	at := place(changed.key)
+	key := t.key(rule.Src, rule.Dst, rule.Protocol)
+	at, changed := place(key), entry{hash: below(key)}
 	old := shard{t.root[at]} // no other goroutine writes it
-	ranges := old.ranges(changed.key)
+	ranges := old.ranges(changed.hash)
 	n, found := ranges.place(rule.Ports)
 	if found == add {
 		return false
@@ -39,11 +39,11 @@ func (t *Table) change(rule Rule, add bool) bool {
 	}
 
 	var scratch [128]entry
-	entries := old.gather(scratch[:0], changed.key)
+	entries := old.gather(scratch[:0], changed.hash)
 	switch len(ranges) {
 	case 0:
 	case 1:
-		changed.one = portsOf(policy.PortRange{Start: ranges[0].start, End: ranges[0].end})
+		changed.one = policy.PortRange{Start: ranges[0].start, End: ranges[0].end}
 		entries = append(entries, changed)
 	default:
 		changed.list = ranges
