@@ -33,7 +33,9 @@ func TestOutside(t *testing.T) {
 	}
 	world := nstest.New(t)
 	host, outside := netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("198.51.100.2")
+	host6, outside6 := netip.MustParseAddr("2001:db8:5::1"), netip.MustParseAddr("2001:db8:5::2")
 	joinHere(t, world, "world0", "world1", netip.PrefixFrom(outside, 24), netip.PrefixFrom(host, 24))
+	joinHere(t, world, "world2", "world3", netip.PrefixFrom(outside6, 64), netip.PrefixFrom(host6, 64))
 	cell, err := w.StartCell(ctx, "cell-1", host)
 	if err != nil {
 		t.Fatal(err)
@@ -74,7 +76,8 @@ func TestOutside(t *testing.T) {
 		}
 		return time.Now()
 	}
-	open := []policy.SecurityRule{{Protocol: "tcp", Destination: outside.String(), Ports: "7000-7001"}, {Protocol: "udp", Destination: outside.String(), Ports: "7000"}}
+	open := []policy.SecurityRule{{Protocol: "tcp", Destination: outside.String(), Ports: "7000-7001"}, {Protocol: "udp", Destination: outside.String() + "," + outside6.String(), Ports: "7000"},
+		{Protocol: "tcp", Destination: "2001:db8:5::/64", Ports: "7000"}}
 	dial := func(until echo.Outcome) echo.Request {
 		return echo.Request{Op: echo.OpDial, Address: at(7000), Until: until, Patience: 10 * time.Second}
 	}
@@ -94,7 +97,12 @@ func TestOutside(t *testing.T) {
 		t.Errorf("a rule took %v, want within a second", best)
 	}
 	want(echo.OK, echo.Request{Op: echo.OpUDP, Address: at(7000), Bytes: 4000})
+	at6 := netip.AddrPortFrom(outside6, 7000).String()
+	want(echo.OK, echo.Request{Op: echo.OpDial, Address: at6})
+	want(echo.OK, echo.Request{Op: echo.OpUDP, Address: at6, Bytes: 4000})
+	want(echo.Refused, echo.Request{Op: echo.OpDial, Address: netip.AddrPortFrom(outside6, 7001).String()})
 	// The host is out of reach, with any rule.
+	want(echo.Refused, echo.Request{Op: echo.OpDial, Address: netip.AddrPortFrom(host6, 7000).String()})
 	want(echo.Refused, echo.Request{Op: echo.OpDial, Address: netip.AddrPortFrom(host, 22).String()})
 
 	c, err := control.Dial(cell.Socket)

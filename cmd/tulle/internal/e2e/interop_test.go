@@ -22,11 +22,14 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
 
 	"tulle/cmd/internal/demo"
 	"tulle/cmd/internal/echo"
 	"tulle/overlay/netcfg"
 	"tulle/overlay/netcfg/nstest"
+	"tulle/overlay/packet"
+	"tulle/overlay/packet/packettest"
 	"tulle/policy"
 )
 
@@ -74,6 +77,8 @@ func testInterop(t *testing.T, settings ...string) {
 	t.Run("bulk arrives whole", in.bulk)
 	if in.wireguard {
 		t.Run("plain frames are refused", in.plainIsRefused)
+	} else {
+		t.Run("no container forges a frame", in.forgeryIsRefused)
 	}
 }
 
@@ -85,6 +90,7 @@ type interop struct {
 	tulle   *demo.Instance
 	tags    map[policy.AppID]policy.Tag
 	tulleID policy.AppID
+	w       *demo.World
 	// wireguard: between the two cells is a tunnel.
 	wireguard bool
 }
@@ -98,7 +104,7 @@ func newInterop(t *testing.T, settings []string) *interop {
 	if _, err := w.StartServer(ctx); err != nil {
 		t.Fatal(err)
 	}
-	in := &interop{ctx: ctx, wireguard: slices.Contains(settings, modeWireGuard)}
+	in := &interop{ctx: ctx, w: w, wireguard: slices.Contains(settings, modeWireGuard)}
 	var key tunnelKey
 	var flags []string
 	if in.wireguard {
@@ -197,8 +203,12 @@ func joinHere(t *testing.T, host *nstest.Namespace, there, mine string, theirs, 
 		if err != nil {
 			return err
 		}
-		addr := &netlink.Addr{IPNet: &net.IPNet{IP: ip.Addr().AsSlice(), Mask: net.CIDRMask(ip.Bits(), 32)}}
-		return errors.Join(netlink.AddrAdd(link, addr), netlink.LinkSetUp(link))
+		addr := &netlink.Addr{IPNet: &net.IPNet{IP: ip.Addr().AsSlice(), Mask: net.CIDRMask(ip.Bits(), ip.Addr().BitLen())}}
+		if ip.Addr().Is4() {
+			return errors.Join(netlink.AddrAdd(link, addr), netlink.LinkSetUp(link))
+		}
+		addr.Flags = unix.IFA_F_NODAD
+		return errors.Join(netlink.AddrAdd(link, addr), netlink.LinkSetUp(link), nstest.Ready(ip.Addr()))
 	}
 	err = host.Do(func() error {
 		err := netlink.LinkAdd(&netlink.Veth{
@@ -218,10 +228,10 @@ func serve(t *testing.T, in *nstest.Namespace, port uint16) {
 	var l net.Listener
 	var u net.PacketConn
 	err := in.Do(func() (err error) {
-		if l, err = net.Listen("tcp4", address); err != nil {
+		if l, err = net.Listen("tcp", address); err != nil {
 			return err
 		}
-		u, err = net.ListenPacket("udp4", address)
+		u, err = net.ListenPacket("udp", address)
 		return err
 	})
 	if err != nil {
@@ -400,6 +410,110 @@ func (in *interop) wrongTagIsRefused(t *testing.T) {
 		}
 		t.Fatalf("a new flow with another app's tag: %v, want connection refused", err)
 	}
+}
+
+// forgeryIsRefused: a datagram to the kernel's port 4789 from the Tulle cell's address
+// is a frame of that cell, with whatever tag it says; the kernel believes it. A
+// container whose rules allow anything, that very address too, gets none out.
+func (in *interop) forgeryIsRefused(t *testing.T) {
+	var app net.PacketConn
+	if err := in.kernel.container.Do(func() (err error) {
+		app, err = net.ListenPacket("udp4", ":7001")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer app.Close()
+	app.SetDeadline(time.Now().Add(20 * time.Second))
+	status, err := in.cell.Status(in.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// frame is one of the Tulle container's, with its tag.
+	frame := func(says string) []byte {
+		b := []byte{0x88, 0, 0, 0, 0, 0, 1, 0}
+		binary.BigEndian.PutUint16(b[2:], uint16(in.tags[in.tulleID]))
+		b = append(append(b, hardwareAddr(in.kernel.lease)...), hardwareAddr(status.Lease)...)
+		b = append(b, 0x08, 0x00)
+		return append(b, packettest.UDP(netip.AddrPortFrom(in.tulle.Addr, 4000), netip.AddrPortFrom(in.kernel.address, 7001), []byte(says))...)
+	}
+	tunnel := netip.AddrPortFrom(underlayKernel.Addr(), 4789)
+	host, err := net.DialUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(underlayTulle.Addr(), 0)), net.UDPAddrFromAddrPort(tunnel))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	// arrives is what a frame of the host's own says, and all that came before it.
+	arrives := func(says string) {
+		t.Helper()
+		if _, err := host.Write(frame(says)); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, 100)
+		if n, _, err := app.ReadFrom(b); err != nil || string(b[:n]) != says {
+			t.Fatalf("the kernel's app read %q, %v, want %q", b[:n], err, says)
+		}
+	}
+	arrives("the kernel believes the host")
+
+	own, raw := attachRaw(t, in.ctx, in.cell)
+	group := policy.SecurityGroup{GUID: "g1", Name: "anything", RunningDefault: true, Rules: []policy.SecurityRule{
+		{Protocol: "all", Destination: "0.0.0.0/0"}, {Protocol: "udp", Destination: tunnel.Addr().String(), Ports: "1-65535"},
+	}}
+	if err := api(t, in.w).PutGroup(in.ctx, group); err != nil {
+		t.Fatal(err)
+	}
+	// A port beside the tunnel's is reached, so the rules hold.
+	var beside net.PacketConn
+	if err := in.kernel.host.Do(func() (err error) {
+		beside, err = net.ListenPacket("udp4", netip.AddrPortFrom(tunnel.Addr(), 4790).String())
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer beside.Close()
+	beside.SetDeadline(time.Now().Add(20 * time.Second))
+	reached := make(chan error, 1)
+	go func() {
+		_, _, err := beside.ReadFrom(make([]byte, 100))
+		reached <- err
+	}()
+	from := netip.AddrPortFrom(own, 4000)
+	for again := time.NewTicker(20 * time.Millisecond); ; {
+		if err := raw.send(packet.Virtio{}, packettest.UDP(from, netip.AddrPortFrom(tunnel.Addr(), 4790), []byte("hello"))); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err = <-reached:
+		case <-again.C:
+			continue
+		}
+		break
+	}
+	if err != nil {
+		t.Fatalf("the port beside the tunnel's: %v", err)
+	}
+	const verdicts = "tulle_cell_egress_verdicts_total"
+	refusals := func() float64 {
+		t.Helper()
+		m, err := demo.ReadMetrics(in.ctx, in.cell.Metrics)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m.Sum(verdicts, `verdict="guarded_port"`)
+	}
+	before := refusals()
+	for range 10 {
+		if err := raw.send(packet.Virtio{}, packettest.UDP(from, tunnel, frame("forged"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for again := time.NewTicker(20 * time.Millisecond); refusals() < before+10; <-again.C {
+		if in.ctx.Err() != nil {
+			t.Fatalf("%v refusals, want 10", refusals()-before)
+		}
+	}
+	arrives("and nobody else")
 }
 
 // bulk downloads enough for super-packets, joined frames and the kernel's own
