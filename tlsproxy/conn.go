@@ -35,7 +35,6 @@ type conn struct {
 	site   *Site
 	caller Caller            // by the cell's word
 	client *x509.Certificate // verified, where one is required
-	shown  *x509.Certificate // ours
 
 	fin   atomic.Bool   // the client's FIN came
 	moved atomic.Uint64 // grows with each piece carried, in either direction
@@ -215,6 +214,10 @@ func (p *Proxy) carry(c *conn) {
 		return
 	}
 	c.Conn.SetDeadline(time.Time{})
+	if c.site.Identity == IdentityXFCC {
+		p.carryHTTP(c, client)
+		return
+	}
 	err := p.introduce(c, client)
 	if err == nil {
 		both := make(chan error, 1)
@@ -318,9 +321,18 @@ type writeHalf interface {
 func halfCloser(c net.Conn) writeHalf { return c.(writeHalf) }
 
 // copy carries one direction until it ends in order, which it passes on, or
-// fails, which ends the connection. A direction that fills its small buffer
-// borrows a large one until it is quiet again.
+// fails, which ends the connection.
 func (p *Proxy) copy(c *conn, to writeHalf, from io.Reader, count *atomic.Uint64) error {
+	err := p.move(c, to, from, count)
+	if err != nil {
+		c.end(aborted)
+	}
+	return err
+}
+
+// move is copy that leaves a failure to its caller. A direction that fills its
+// small buffer borrows a large one until it is quiet again.
+func (p *Proxy) move(c *conn, to writeHalf, from io.Reader, count *atomic.Uint64) error {
 	small := p.smalls.Get().(*[smallLen]byte)
 	defer p.smalls.Put(small)
 	var large *[bufferLen]byte
@@ -337,7 +349,6 @@ func (p *Proxy) copy(c *conn, to writeHalf, from io.Reader, count *atomic.Uint64
 		n, err := from.Read(buf)
 		if n > 0 {
 			if _, werr := to.Write(buf[:n]); werr != nil {
-				c.end(aborted)
 				return werr
 			}
 			count.Add(uint64(n))
@@ -351,12 +362,9 @@ func (p *Proxy) copy(c *conn, to writeHalf, from io.Reader, count *atomic.Uint64
 			large = nil
 		}
 		if err == io.EOF {
-			if err = to.CloseWrite(); err == nil {
-				return nil
-			}
+			return to.CloseWrite()
 		}
 		if err != nil {
-			c.end(aborted)
 			return err
 		}
 	}

@@ -10,6 +10,8 @@
 //     and may go on reading; the app's end reaches the client the same way
 //     (RFC 8446, 6.1). What ended otherwise is no end: a cut connection is
 //     reset on the other side, so that neither takes a part for the whole.
+//   - Where the app asks for it, its caller's identity: once a connection by the
+//     PROXY protocol, or in each HTTP/1.1 request (package http1).
 //   - An app that is not there is a TLS alert in the handshake, not a
 //     connection that says nothing.
 //

@@ -19,6 +19,7 @@ const (
 	DefaultHandshakeTimeout = 10 * time.Second
 	DefaultDialTimeout      = 5 * time.Second
 	DefaultIdleTimeout      = time.Hour
+	DefaultHeadTimeout      = 30 * time.Second
 	DefaultMaxConnections   = 4096
 )
 
@@ -27,6 +28,7 @@ type Options struct {
 	HandshakeTimeout time.Duration // from accept to the end of the handshake, the dial in it included
 	DialTimeout      time.Duration // to reach the backend
 	IdleTimeout      time.Duration // without a byte in either direction; judged in quarters
+	HeadTimeout      time.Duration // of an HTTP request's header, from its first byte on
 	MaxConnections   int           // open at once; one more is reset at once
 	MaxPerSite       int           // of one site; MaxConnections
 
@@ -76,6 +78,7 @@ func New(o Options) *Proxy {
 	o.HandshakeTimeout = cmp.Or(o.HandshakeTimeout, DefaultHandshakeTimeout)
 	o.DialTimeout = cmp.Or(o.DialTimeout, DefaultDialTimeout)
 	o.IdleTimeout = cmp.Or(o.IdleTimeout, DefaultIdleTimeout)
+	o.HeadTimeout = cmp.Or(o.HeadTimeout, DefaultHeadTimeout)
 	o.MaxConnections = cmp.Or(o.MaxConnections, DefaultMaxConnections)
 	o.MaxPerSite = cmp.Or(o.MaxPerSite, o.MaxConnections)
 	if o.Log == nil {

@@ -18,10 +18,12 @@ type Identity string
 const (
 	IdentityNone  Identity = ""      // not at all
 	IdentityProxy Identity = "proxy" // PROXY protocol v2, before the first byte
+	IdentityXFCC  Identity = "xfcc"  // X-Forwarded-Client-Cert, in each HTTP/1.1 request
 )
 
-// Caller is who is at the other end of a connection, by the cell's word.
-type Caller struct{ App string }
+// Caller is who is at the other end of a connection, by the cell's word: GUIDs. The
+// app's is always there.
+type Caller struct{ App, Space, Org string }
 
 // Site is one container's port, and what is behind it. Its functions are called
 // from many goroutines; none but Certificate and Dial need be there.
@@ -57,17 +59,19 @@ func (p *Proxy) tlsConfig(s *Site) *tls.Config {
 		// Records of full size from the first byte: what is small is answered in one
 		// anyway, and what is large is not for browsers that paint half of it.
 		DynamicRecordSizingDisabled: true,
-		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 			ctx, cancel := context.WithTimeout(p.ctx, p.o.HandshakeTimeout)
 			defer cancel()
 			cert, err := s.Certificate(ctx)
 			if err != nil {
 				return nil, fmt.Errorf("%w: %w", errCertless, err)
 			}
-			hello.Conn.(*conn).shown = cert.Leaf
 			return cert, nil
 		},
 		GetConfigForClient: p.reachBackend,
+	}
+	if s.Identity == IdentityXFCC {
+		c.NextProtos = []string{"http/1.1"} // a client that has HTTP/2 alone learns it in the handshake
 	}
 	if s.Clients != nil {
 		// Asked for here, judged in verifyClient: the roots change while the tickets stay.
@@ -97,7 +101,9 @@ func (c *conn) verifyClient(state tls.ConnectionState) error {
 	if c.site.Caller != nil && app != c.caller.App {
 		return fmt.Errorf("%w: it is app %s's, the connection is app %s's", errClient, app, c.caller.App)
 	}
-	c.caller.App = app
+	if c.site.Caller == nil {
+		c.caller.App = app
+	}
 	c.client = leaf
 	return nil
 }

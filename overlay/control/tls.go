@@ -22,6 +22,7 @@ type Identity string
 const (
 	IdentityNone  Identity = ""      // not at all: plain TCP inside
 	IdentityProxy Identity = "proxy" // a PROXY protocol v2 header before the first byte
+	IdentityXFCC  Identity = "xfcc"  // X-Forwarded-Client-Cert in each request; HTTP/1.1 alone
 )
 
 // TLS asks for termination of TLS on TLSPort, for an Attach. The descriptors of
@@ -49,9 +50,9 @@ func (t *TLS) check() error {
 		return nil
 	}
 	switch t.Identity {
-	case IdentityNone, IdentityProxy:
+	case IdentityNone, IdentityProxy, IdentityXFCC:
 	default:
-		return Errorf(CodeBadRequest, "tls: identity %.32q is neither proxy nor \"\"", t.Identity)
+		return Errorf(CodeBadRequest, "tls: identity %.32q is neither proxy, xfcc nor \"\"", t.Identity)
 	}
 	if t.Backend == TLSPort {
 		return Errorf(CodeBadRequest, "tls: port %d is reserved for container networking, the app's own port is another", TLSPort)

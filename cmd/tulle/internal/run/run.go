@@ -131,7 +131,7 @@ outside of any policy.`,
 	cmd.Flags().BoolVar(&noTLS, "no-tls", false, "leave port 61443 to the command")
 	cmd.Flags().Uint16Var(&tls.Backend, "tls-port", control.DefaultTLSBackend, "port of the app that TLS on 61443 is carried to")
 	cmd.Flags().BoolVar(&tls.ClientCertificate, "tls-client-certificate", false, "let in only callers that show their own app's certificate on 61443")
-	cmd.Flags().StringVar(&identity, "tls-identity", "", `tell the app who calls on 61443: "proxy" (PROXY protocol v2)`)
+	cmd.Flags().StringVar(&identity, "tls-identity", "", `tell the app who calls on 61443: "proxy" (PROXY protocol v2) or "xfcc" (X-Forwarded-Client-Cert, HTTP/1.1 alone)`)
 	cmd.Flags().BoolVar(&showing, "show-address", false, "write the container's address and the app's GUID to standard error")
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "log what happens to the container")
 	if err := cmd.MarkFlagRequired("app"); err != nil {
