@@ -45,7 +45,7 @@ type Config struct {
 	Socket     string // of the local API; optional
 	Underlay   netip.Addr
 	Port       uint16         // of VXLAN; 0: a free one, published with the lease
-	Mode       api.TunnelMode // optional: vxlan; wireguard is for peers that have it too
+	Mode       api.TunnelMode // optional: wireguard, with the peers that have it too; of a foundation vxlan
 	WireGuard  uint16         // UDP port of mode wireguard; 0: a free one, published with the lease
 	MTU        int            // of the containers' devices; optional: from the underlay's interface
 	IPv4Only   bool           // containers have no IPv6 address
@@ -102,7 +102,10 @@ func (c *Config) complete() error {
 	need(c.Foundation != nil || c.Credentials != "", "credentials is missing")
 	need(filepath.IsAbs(c.StateDir), "state_dir must be an absolute path")
 	need(c.Underlay.IsValid() && !c.Underlay.Is4In6() && !c.Underlay.IsUnspecified() && !c.Underlay.IsMulticast(), "underlay must be an address of this host")
-	c.Mode = cmp.Or(c.Mode, api.ModeVXLAN)
+	if c.Mode == "" && c.Foundation != nil {
+		c.Mode = api.ModeVXLAN // silk's cells speak nothing else
+	}
+	c.Mode = cmp.Or(c.Mode, api.ModeWireGuard)
 	need(c.Mode == api.ModeVXLAN || c.Mode == api.ModeWireGuard, fmt.Sprintf("mode %q is neither vxlan nor wireguard", c.Mode))
 	if c.Foundation != nil {
 		need(c.Server == "" && c.Credentials == "", "a cell of a foundation has neither server nor credentials of Tulle's")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"log/slog"
 	"net"
@@ -24,10 +25,10 @@ type config struct {
 	Socket      string         `yaml:"socket"`      // of the local API; default $XDG_RUNTIME_DIR/tulle/celld.sock
 	Underlay    netip.Addr     `yaml:"underlay"`    // this host's address that other cells send to
 	Port        uint16         `yaml:"port"`        // UDP port of VXLAN; 0: a free one
-	Mode        api.TunnelMode `yaml:"mode"`        // vxlan, or wireguard with the peers that have it too
+	Mode        api.TunnelMode `yaml:"mode"`        // wireguard (default) with the peers that have it too, or vxlan, in plain with all; of a foundation vxlan
 	WireGuard   uint16         `yaml:"wireguard"`   // UDP port of mode wireguard; 0: a free one
 	IPv4Only    bool           `yaml:"ipv4_only"`   // containers have no IPv6 address
-	MTU         int            `yaml:"mtu"`         // of the containers' devices; 0: the underlay's less 50, 110 in mode wireguard
+	MTU         int            `yaml:"mtu"`         // of the containers' devices; 0: the underlay's less 110, less 50 in mode vxlan
 	Metrics     string         `yaml:"metrics"`     // host:port; "": off
 	Allow       []grant        `yaml:"allow"`       // who may attach, beside root and the daemon's own user
 	Resolvers   []resolver     `yaml:"resolvers"`   // DNS servers; default: the host's
@@ -82,7 +83,7 @@ func (r *resolver) UnmarshalText(b []byte) error {
 
 func defaults() *config {
 	return &config{
-		Socket: control.DefaultSocket(), Port: overlay.DefaultPort, Mode: api.ModeVXLAN, WireGuard: overlay.DefaultWireGuardPort,
+		Socket: control.DefaultSocket(), Port: overlay.DefaultPort, WireGuard: overlay.DefaultWireGuardPort,
 		DNSUnknown: dnsNXDomain, Metrics: "127.0.0.1:9479", LogLevel: slog.LevelInfo,
 	}
 }
@@ -111,10 +112,11 @@ func (c *config) Validate() error {
 	if c.DNSUnknown != dnsNXDomain && c.DNSUnknown != dnsEmpty {
 		bad("dns_unknown", "must be %s or %s", dnsNXDomain, dnsEmpty)
 	}
-	if c.Mode != api.ModeVXLAN && c.Mode != api.ModeWireGuard {
-		bad("mode", "must be vxlan or wireguard")
+	mode := c.tunnelMode()
+	if mode != api.ModeVXLAN && mode != api.ModeWireGuard {
+		bad("mode", "must be wireguard or vxlan")
 	}
-	if c.Mode == api.ModeWireGuard && c.WireGuard != 0 && c.WireGuard == c.Port {
+	if mode == api.ModeWireGuard && c.WireGuard != 0 && c.WireGuard == c.Port {
 		bad("wireguard", "must not be the port of VXLAN")
 	}
 	if c.MTU != 0 && (c.MTU < 576 || c.MTU > 65405) {
@@ -132,6 +134,15 @@ func (c *config) Validate() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// tunnelMode is what Mode says, or what it means that it says nothing: a
+// foundation's cells speak vxlan and nothing else.
+func (c *config) tunnelMode() api.TunnelMode {
+	if c.Mode == "" && c.Foundation != nil {
+		return api.ModeVXLAN
+	}
+	return cmp.Or(c.Mode, api.ModeWireGuard)
 }
 
 func loadConfig(path string) (*config, error) {
@@ -155,7 +166,7 @@ func loadConfig(path string) (*config, error) {
 func (c *config) daemon() overlay.Config {
 	o := overlay.Config{
 		Name: c.Name, Server: c.Server, Credentials: c.Credentials, StateDir: c.StateDir, Socket: c.Socket,
-		Underlay: c.Underlay, Port: c.Port, Mode: c.Mode, WireGuard: c.WireGuard, MTU: c.MTU, Metrics: c.Metrics, IPv4Only: c.IPv4Only,
+		Underlay: c.Underlay, Port: c.Port, Mode: c.tunnelMode(), WireGuard: c.WireGuard, MTU: c.MTU, Metrics: c.Metrics, IPv4Only: c.IPv4Only,
 		Hide: c.Hide, TrustBundle: c.TrustBundle, Egress: c.Egress.daemon(),
 	}
 	if c.Foundation != nil {

@@ -57,15 +57,15 @@ log_level: debug
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := c.daemon(); d.Mode != api.ModeVXLAN || d.WireGuard != 51820 {
+	if d := c.daemon(); d.Mode != api.ModeWireGuard || d.WireGuard != 51820 {
 		t.Errorf("defaults: %+v", d)
 	}
-	c, err = loadConfig(write(t, complete+"mode: wireguard\nwireguard: 0\n"))
+	c, err = loadConfig(write(t, complete+"mode: vxlan\nwireguard: 0\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := c.daemon(); d.Mode != api.ModeWireGuard || d.WireGuard != 0 {
-		t.Errorf("mode wireguard: %+v", d)
+	if d := c.daemon(); d.Mode != api.ModeVXLAN || d.WireGuard != 0 {
+		t.Errorf("mode vxlan: %+v", d)
 	}
 	c, err = loadConfig(write(t, complete))
 	if err != nil {
@@ -155,7 +155,7 @@ func FuzzConfig(f *testing.F) {
 			return
 		}
 		o := c.daemon()
-		if !o.Underlay.Is4() || o.Server == "" || o.Credentials == "" || o.StateDir == "" || o.Mode != "vxlan" {
+		if !o.Underlay.Is4() || o.Server == "" || o.Credentials == "" || o.StateDir == "" || o.Mode != "vxlan" && o.Mode != "wireguard" {
 			t.Errorf("%q becomes %+v", text, o)
 		}
 		for _, g := range o.Allow {
@@ -207,7 +207,7 @@ func TestFoundationConfig(t *testing.T) {
 	d := c.daemon()
 	ca := filepath.Join(filepath.Dir(path), "certs", "ca.pem")
 	if o := d.Foundation; o == nil || o.Policies.CA != ca || o.Leases.CA != ca || o.Leases.Key != "/etc/agent-key.pem" || o.LeaseLifetime != 0 ||
-		o.Leases.URL != "https://silk-controller.service.cf.internal:4103" || d.Credentials != "" || d.Server != "" || d.Port != 4789 {
+		o.Leases.URL != "https://silk-controller.service.cf.internal:4103" || d.Credentials != "" || d.Server != "" || d.Port != 4789 || d.Mode != api.ModeVXLAN {
 		t.Errorf("%+v of %+v", o, d)
 	}
 	if c, err = loadConfig(write(t, founded+`  silk_controller_ca_cert: silk-ca.pem

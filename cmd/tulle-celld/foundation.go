@@ -88,7 +88,7 @@ func (c *config) foundationFaults() error {
 	if c.Name == "" {
 		bad("name", "is missing: with foundation no credential says it")
 	}
-	if c.Mode != api.ModeVXLAN {
+	if c.tunnelMode() != api.ModeVXLAN {
 		bad("mode", "must be vxlan with foundation: silk knows no other")
 	}
 	if c.Port == 0 {

@@ -221,6 +221,9 @@ func statusCommand(config *string) *cobra.Command {
 		if len(s.Plain) > 0 {
 			fmt.Fprintf(tw, "PLAIN TEXT\tthese peers have mode vxlan, their traffic can be read and forged: %s\n", strings.Join(s.Plain, ", "))
 		}
+		if s.Mode == api.ModeVXLAN {
+			fmt.Fprintf(tw, "PLAIN TEXT\tthis cell has mode vxlan: all that it sends to peers can be read and forged\n")
+		}
 		fmt.Fprintf(tw, "mode\t%s\n", s.Mode)
 		if s.Mode == api.ModeWireGuard {
 			fmt.Fprintf(tw, "wireguard\t%v\nkey\t%s\ntunnel\t%v\n", s.WireGuard, s.Key, s.Tunnel)

@@ -90,7 +90,7 @@ func serverFor(t *testing.T, name string) (config, state, socket string) {
 	})
 	config, state, socket = filepath.Join(dir, "celld.yaml"), filepath.Join(dir, "state"), filepath.Join(dir, "run", "celld.sock")
 	text := fmt.Sprintf("name: %s\nserver: https://%s\ncredentials: credentials\nstate_dir: state\nsocket: run/celld.sock\n"+
-		"underlay: 127.0.0.1\nport: 0\nmetrics: 127.0.0.1:0\nresolvers: [127.0.0.1]\n", name, l.Addr())
+		"underlay: 127.0.0.1\nport: 0\nwireguard: 0\nmetrics: 127.0.0.1:0\nresolvers: [127.0.0.1]\n", name, l.Addr())
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

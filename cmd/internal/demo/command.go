@@ -51,7 +51,7 @@ With --output json each check is a line of JSON, and the last line sums up.`,
 	cmd.Flags().BoolVar(&keep, "keep", false, "leave everything running until an interrupt, and say what to try")
 	cmd.Flags().StringVar(&o.Dir, "dir", "", "directory to make and to remove (default: a temporary one)")
 	cmd.Flags().StringVar(&o.BinDir, "bin", "", "where the programs are (default: beside this one)")
-	cmd.Flags().StringVar(&o.Mode, "mode", "vxlan", "tunnel mode of both cells: vxlan or wireguard")
+	cmd.Flags().StringVar(&o.Mode, "mode", "wireguard", "tunnel mode of both cells: wireguard or vxlan")
 	return cmd
 }
 

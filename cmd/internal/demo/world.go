@@ -36,7 +36,7 @@ type Options struct {
 	BinDir  string       // where tulle, tulle-celld and tulle-policy-server are; default: beside the running program
 	User    uint32       // as root: uid and gid of server and daemons; 0 is Nobody
 	Network netip.Prefix // default: the first that clashes with nothing here
-	Mode    string       // tunnel mode of cells that do not set one; default: vxlan
+	Mode    string       // tunnel mode of cells that do not set one; default: wireguard
 	Log     *slog.Logger
 }
 
@@ -81,7 +81,7 @@ func NewWorld(o Options) (*World, error) {
 		bin:        bin,
 		root:       os.Geteuid() == 0,
 		uid:        uint32(os.Geteuid()),
-		mode:       cmp.Or(o.Mode, "vxlan"),
+		mode:       cmp.Or(o.Mode, "wireguard"),
 		log:        o.Log,
 		patience:   stopPatience,
 		namespaces: make(map[string]*os.File),

@@ -14,6 +14,7 @@ import (
 	"tulle/cmd/internal/demo"
 	"tulle/cmd/tulle-bench/internal/traffic"
 	"tulle/policy"
+	"tulle/policy/api"
 )
 
 // nobodyRole is all of Tulle on one host, as whoever starts it: a server, two
@@ -31,7 +32,7 @@ func beNobody(ctx context.Context, _ []string, in io.Reader, out io.Writer) (err
 	}
 	up, cancel := context.WithTimeout(ctx, setUpPatience)
 	defer cancel()
-	w, err := demo.NewWorld(demo.Options{BinDir: filepath.Dir(self)})
+	w, err := demo.NewWorld(demo.Options{Mode: string(api.ModeVXLAN), BinDir: filepath.Dir(self)})
 	if err != nil {
 		return err
 	}

@@ -246,7 +246,7 @@ func startDevCell(ctx context.Context, o *devOptions, w *startedWorld) (*child, 
 	config := filepath.Join(o.dir, "cell.yaml")
 	if err := writeConfig(config,
 		"name", devCell, "server", "https://"+w.internal, "credentials", credentials, "state_dir", state,
-		"socket", o.socket, "underlay", o.underlay.String(), "port", "0", "mode", "vxlan", "metrics", "127.0.0.1:0",
+		"socket", o.socket, "underlay", o.underlay.String(), "port", "0", "mode", "wireguard", "wireguard", "0", "metrics", "127.0.0.1:0",
 		// The server's token and keys are files of the same user as the commands.
 		"hide", "["+quote(o.dir)+"]"); err != nil {
 		return nil, err

@@ -7,11 +7,13 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"tulle/overlay/control"
+	"tulle/policy/api"
 )
 
 // status asks the cell daemon of this host.
@@ -48,9 +50,17 @@ func statusText(w io.Writer, s control.Status) {
 	if s.Connected {
 		server = "connected"
 	}
+	if len(s.Plain) > 0 {
+		fmt.Fprintf(w, "PLAIN TEXT: these peers have mode vxlan, their traffic can be read and forged: %s\n\n", strings.Join(s.Plain, ", "))
+	}
+	mode := string(s.Mode)
+	if s.Mode == api.ModeVXLAN {
+		mode += ", PLAIN TEXT to every peer"
+	}
 	table(w, [][]string{
 		{"cell:", s.Cell},
 		{"lease:", s.Lease.String()},
+		{"mode:", mode},
 		{"underlay:", s.Underlay.String()},
 		{"pid:", strconv.Itoa(s.PID)},
 		{"policy server:", server},

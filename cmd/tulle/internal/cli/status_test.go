@@ -71,7 +71,7 @@ func serveCell(t *testing.T, status control.Status) (socket string) {
 
 func TestStatus(t *testing.T) {
 	status := control.Status{
-		Cell: "cell-1", Lease: netip.MustParsePrefix("10.255.7.0/24"), Underlay: netip.MustParseAddrPort("192.0.2.1:4789"), PID: 42,
+		Cell: "cell-1", Lease: netip.MustParsePrefix("10.255.7.0/24"), Underlay: netip.MustParseAddrPort("192.0.2.1:4789"), PID: 42, Mode: api.ModeWireGuard,
 		Epoch: "e", Revision: 9, Connected: true, Policies: 3, Flows: 2,
 		Peers:  []api.Peer{{Name: "cell-2"}},
 		Remote: []api.Endpoint{},
@@ -85,6 +85,7 @@ func TestStatus(t *testing.T) {
 	got := s.tulle("status --socket " + socket)
 	want := `cell:               cell-1
 lease:              10.255.7.0/24
+mode:               wireguard
 underlay:           192.0.2.1:4789
 pid:                42
 policy server:      connected
@@ -112,6 +113,14 @@ address      app                                    instance   container   tag  
 	status.Connected, status.Endpoints = false, nil
 	if got := s.tulle("status --socket " + serveCell(t, status)); !strings.Contains(got.out, "not connected, the last table stands\n") || strings.Contains(got.out, "address") {
 		t.Errorf("without a server and containers: %s", got.out)
+	}
+	status.Plain = []string{"cell-3", "silk-1"}
+	if got := s.tulle("status --socket " + serveCell(t, status)); !strings.HasPrefix(got.out, "PLAIN TEXT: ") || !strings.Contains(got.out, ": cell-3, silk-1\n\ncell:") {
+		t.Errorf("with plain peers: %s", got.out)
+	}
+	status.Mode, status.Plain = api.ModeVXLAN, nil
+	if got := s.tulle("status --socket " + serveCell(t, status)); !strings.Contains(got.out, "vxlan, PLAIN TEXT to every peer\n") {
+		t.Errorf("in mode vxlan: %s", got.out)
 	}
 	if len(s.asked) != 0 {
 		t.Errorf("the policy server was asked %v", s.asked)

@@ -47,7 +47,7 @@ const kernelApp policy.AppID = "77777777-aaaa-4bbb-8ccc-000000000077"
 // TestKernelInterop holds a Tulle cell against a cell of the Linux kernel's,
 // port 4789 on both sides. The test runs itself in a network namespace of its
 // own, which is the Tulle host.
-func TestKernelInterop(t *testing.T) { testInterop(t, demo.Port4789) }
+func TestKernelInterop(t *testing.T) { testInterop(t, "mode: vxlan", demo.Port4789) }
 
 // testInterop runs the whole test, with a Tulle cell of these settings.
 func testInterop(t *testing.T, settings ...string) {
