@@ -70,6 +70,7 @@ type Config struct {
 	Clock      Clock
 	ResolvConf string // the host's; default: /etc/resolv.conf
 	ResumeWait time.Duration
+	Rotate     time.Duration // a rotation's patience with cells that say nothing
 	ProxyAway  time.Duration
 	Client     client.Options // its patience; Server, Credentials and Log are set here
 }
@@ -120,6 +121,7 @@ func (c *Config) complete() error {
 	c.Socket = cmp.Or(c.Socket, control.DefaultSocket())
 	c.TrustBundle = cmp.Or(c.TrustBundle, filepath.Join(c.StateDir, "trust", "ca-certificates.crt"))
 	c.ResumeWait = cmp.Or(c.ResumeWait, resumeWait)
+	c.Rotate = cmp.Or(c.Rotate, rotateWithin)
 	c.ProxyAway = cmp.Or(c.ProxyAway, proxyAway)
 	if c.Clock == nil {
 		c.Clock = bootClock{}

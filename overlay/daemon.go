@@ -24,8 +24,11 @@ type Daemon struct {
 	client controlPlane
 	auth   *control.Authorizer
 	bootID string
-	keys   wireguard.Keys   // of mode wireguard; read by Run
 	ledger *endpoint.Ledger // open while Run runs
+
+	leasing sync.Mutex     // held while the lease is asked for: what is asked last is stored last
+	keyring sync.Mutex     // guards what follows
+	keys    wireguard.Keys // of mode wireguard; read by Run
 
 	identity *identity.Keeper // likewise: the containers' certificates
 

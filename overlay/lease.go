@@ -54,9 +54,22 @@ func (d *Daemon) alive(l endpoint.Lease) bool {
 // ports are where a life listens.
 type ports struct{ vxlan, wireguard uint16 }
 
-// obtain asks the server once and journals the answer. Time counts from before
-// the request.
+// obtain is ask where the time of publication does not matter.
 func (d *Daemon) obtain(ctx context.Context, at ports) (endpoint.Lease, error) {
+	l, _, err := d.ask(ctx, at)
+	return l, err
+}
+
+// known is the revision at which others know what a lease was asked with.
+type known struct {
+	epoch    api.Epoch
+	revision api.Revision
+}
+
+// ask asks the server once. Time counts from before the request.
+func (d *Daemon) ask(ctx context.Context, at ports) (endpoint.Lease, known, error) {
+	d.leasing.Lock()
+	defer d.leasing.Unlock()
 	held, _ := d.ledger.Lease()
 	boot, wall := d.cfg.Clock.Boot(), d.cfg.Clock.Wall()
 	request := api.LeaseRequest{
@@ -64,19 +77,21 @@ func (d *Daemon) obtain(ctx context.Context, at ports) (endpoint.Lease, error) {
 		Subnet: held.Subnet, Generation: held.Generation,
 	}
 	if d.cfg.Mode == api.ModeWireGuard {
-		request.Key, request.WireGuardPort = api.TunnelKey(d.keys.Current.Public()), at.wireguard
+		request.WireGuardPort = at.wireguard
+		request.Key, request.NextKey = d.published()
 	}
 	got, err := d.client.Lease(ctx, request)
 	if err != nil {
-		return endpoint.Lease{}, err
+		return endpoint.Lease{}, known{}, err
 	}
 	life := time.Duration(got.Seconds) * time.Second
 	if !got.Network.Contains(got.Subnet.Addr()) || life <= 0 || got.Generation == 0 || got.Generation>>32 != 0 {
-		return endpoint.Lease{}, fmt.Errorf("the policy server's lease makes no sense: %+v", got)
+		return endpoint.Lease{}, known{}, fmt.Errorf("the policy server's lease makes no sense: %+v", got)
 	}
+	k := known{got.Epoch, got.Revision}
 	got.Epoch, got.Revision = "", 0 // of the answer, not of the lease
 	l := endpoint.Lease{Lease: got, BootID: d.bootID, Expires: boot + life, Wall: wall.Add(life), Port: at.vxlan, WireGuard: at.wireguard}
-	return l, nil
+	return l, k, nil
 }
 
 // leaseFor is the lease for a new life: the journalled one if it holds, else what
@@ -158,12 +173,25 @@ func (l *life) keepLease(ctx context.Context) error {
 	}
 }
 
+// renewNow has the lease renewed without waiting for its time.
+func (l *life) renewNow() {
+	select {
+	case l.renew <- struct{}{}:
+	default:
+	}
+}
+
+// same reports whether a lease is this life's.
+func (l *life) same(got endpoint.Lease) bool {
+	return got.Network == l.lease.Network && got.Subnet == l.lease.Subnet && got.Generation == l.lease.Generation
+}
+
 func (l *life) renewLease(ctx context.Context) error {
 	got, err := l.d.obtain(ctx, l.ports())
 	if err != nil {
 		return err
 	}
-	if got.Network != l.lease.Network || got.Subnet != l.lease.Subnet || got.Generation != l.lease.Generation {
+	if !l.same(got) {
 		// For the next life: this one's endpoints must be closed before their
 		// addresses go.
 		l.d.nextLease = &got

@@ -39,6 +39,7 @@ type life struct {
 	path      *datapath.Path
 	resolver  *dns.Resolver
 	names     *dns.Names
+	rotation  *rotation // nil in mode vxlan
 	registrar *registrar
 	terminals *terminals
 	renew     chan struct{} // capacity 1: renew the lease now
@@ -95,6 +96,7 @@ func (d *Daemon) live(ctx context.Context, metrics string) (err error) {
 	defer func() { err = errors.Join(err, l.path.Close()) }()
 	if l.tunnel != nil {
 		defer func() { err = errors.Join(err, l.tunnel.Close()) }()
+		l.rotation = newRotation(l)
 	}
 	defer l.resolver.Close()
 	defer func() {
@@ -114,10 +116,13 @@ func (d *Daemon) live(ctx context.Context, metrics string) (err error) {
 	}
 	d.life.Store(l)
 	defer d.life.Store(nil)
-	server := &control.Server{Handler: l, TLS: l, Authorizer: d.auth, Log: d.log}
+	server := &control.Server{Handler: l, TLS: l, Keys: l, Authorizer: d.auth, Log: d.log}
 	l.run(func() error { return server.Serve(ctx, listener) })
 	l.run(func() error { return l.registrar.run(ctx) })
 	l.run(func() error { return l.keepLease(ctx) })
+	if l.rotation != nil {
+		l.run(func() error { return l.rotation.run(ctx) })
+	}
 	l.run(func() error {
 		if err := d.client.Watch(ctx, l.take); ctx.Err() == nil {
 			return err

@@ -100,10 +100,7 @@ func (r *registrar) run(ctx context.Context) error {
 		var refused *client.StatusError
 		if errors.As(err, &refused) {
 			// A server that does not know the lease may have been restored.
-			select {
-			case r.l.renew <- struct{}{}:
-			default:
-			}
+			r.l.renewNow()
 		}
 		retry := time.NewTimer(pause/2 + rand.N(pause/2))
 		select {

@@ -187,9 +187,10 @@ type cell struct {
 	ended  chan error
 }
 
-func (p *plane) cell(name, underlay string, change func(*Config)) *cell {
+// credential makes a cell's, and returns where it is.
+func (p *plane) credential(name string) (dir string) {
 	p.Helper()
-	dir := filepath.Join(p.dir, name)
+	dir = filepath.Join(p.dir, name)
 	cred, err := p.roots.Cells.IssueCell(name, []ca.Space{ca.AnySpace}, 0)
 	if err != nil {
 		p.Fatal(err)
@@ -197,6 +198,12 @@ func (p *plane) cell(name, underlay string, change func(*Config)) *cell {
 	if err := ca.WriteCell(dir, cred, p.roots.Server); err != nil {
 		p.Fatal(err)
 	}
+	return dir
+}
+
+func (p *plane) cell(name, underlay string, change func(*Config)) *cell {
+	p.Helper()
+	dir := p.credential(name)
 	c := &cell{plane: p, name: name, cfg: Config{
 		Server: "https://" + p.addr, Credentials: dir, StateDir: filepath.Join(dir, "state"), Socket: filepath.Join(dir, "celld.sock"),
 		Underlay: netip.MustParseAddr(underlay), Resolvers: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:9")},

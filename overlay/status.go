@@ -40,6 +40,7 @@ func (l *life) Status(ctx context.Context) (control.Status, error) {
 	}
 	if l.tunnel != nil {
 		s.WireGuard, s.Key, s.Tunnel = l.tunnel.Local(), api.TunnelKey(l.tunnel.Public()), l.tunnel.Address()
+		s.Rotation = l.rotation.step()
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -98,13 +98,10 @@ func (l *life) startTunnel() (*tunnels, error) {
 	for _, s := range l.beside {
 		conns = append(conns, s)
 	}
-	keys := []wireguard.PrivateKey{l.d.keys.Current}
-	if other := l.d.keys.Other(); !other.IsZero() {
-		keys = append(keys, other)
-	}
+	keys := l.d.tunnelKeys()
 	var err error
 	l.tunnel, err = wireguard.New(wireguard.Options{
-		Keys: keys, Address: address, Conns: conns, Log: l.d.log,
+		Keys: append([]wireguard.PrivateKey{keys.Current}, others(keys)...), Address: address, Conns: conns, Log: l.d.log,
 		MTU:     l.mtu + vxlan.Overhead + wireguard.HeaderLen,
 		Receive: func(batch []udp.Message) { l.path.FromTunnel(batch) },
 	})
@@ -147,12 +144,27 @@ func newTunnels(log *slog.Logger) *tunnels {
 	return &tunnels{log: log, known: map[string]wireguard.Peer{}, plain: map[string]bool{}}
 }
 
-// release ends the session that a peer's news makes void: its key or address is
-// another, or it has none any more.
+// release ends what a peer's news makes void: it has other keys or another address,
+// or is in no tunnel any more. Of two keys one may go alone, as it does when the peer
+// rotates; the sessions that the other made go on.
 func (t *tunnels) release(p api.Peer) {
 	old, there := t.known[p.Name]
-	if there && (t.mode(p) == fib.VXLAN || old.Key != wireguard.PublicKey(p.Key) || old.Address != p.Tunnel) {
+	if !there {
+		return
+	}
+	var kept []wireguard.PublicKey
+	for _, k := range [...]wireguard.PublicKey{old.Key, old.Also} {
+		if k != (wireguard.PublicKey{}) && (api.TunnelKey(k) == p.Key || api.TunnelKey(k) == p.NextKey) {
+			kept = append(kept, k)
+		}
+	}
+	if t.mode(p) == fib.VXLAN || old.Address != p.Tunnel || len(kept) == 0 {
 		t.remove(p.Name)
+		return
+	}
+	if len(kept) == 1 && old.Also != (wireguard.PublicKey{}) {
+		old.Key, old.Also = kept[0], wireguard.PublicKey{}
+		t.enter(p.Name, old)
 	}
 }
 
@@ -172,21 +184,25 @@ func (t *tunnels) set(p api.Peer) {
 	}
 	delete(t.plain, p.Name)
 	next := wireguard.Peer{
-		Key: wireguard.PublicKey(p.Key), Address: p.Tunnel, Endpoint: netip.AddrPortFrom(p.Underlay, p.WireGuardPort),
+		Key: wireguard.PublicKey(p.Key), Also: wireguard.PublicKey(p.NextKey), Address: p.Tunnel, Endpoint: netip.AddrPortFrom(p.Underlay, p.WireGuardPort),
 		Spread: p.Kind == api.KindTulle,
 	}
 	if t.known[p.Name].Equal(next) {
 		return
 	}
-	if err := t.sessions.Set(p.Name, next); err != nil {
-		t.log.Error("no tunnel: nothing passes to or from this peer", "peer", p.Name, "err", err)
-		delete(t.known, p.Name)
-		return
-	}
-	t.known[p.Name] = next
-	if t.begin {
+	if t.enter(p.Name, next) && t.begin {
 		t.sessions.Begin(p.Name)
 	}
+}
+
+func (t *tunnels) enter(name string, p wireguard.Peer) bool {
+	if err := t.sessions.Set(name, p); err != nil {
+		t.log.Error("no tunnel: nothing passes to or from this peer", "peer", name, "err", err)
+		delete(t.known, name)
+		return false
+	}
+	t.known[name] = p
+	return true
 }
 
 func (t *tunnels) remove(name string) {

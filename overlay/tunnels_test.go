@@ -24,7 +24,11 @@ type calls struct {
 }
 
 func (c *calls) Set(name string, p wireguard.Peer) error {
-	c.did = append(c.did, fmt.Sprintf("set %s %d %s %s", name, p.Key[0], p.Address, p.Endpoint))
+	also := ""
+	if p.Also != (wireguard.PublicKey{}) {
+		also = fmt.Sprintf(" and %d", p.Also[0])
+	}
+	c.did = append(c.did, fmt.Sprintf("set %s %d%s %s %s", name, p.Key[0], also, p.Address, p.Endpoint))
 	return c.fail
 }
 func (c *calls) Begin(name string)  { c.did = append(c.did, "begin "+name) }
@@ -83,6 +87,17 @@ func TestSessionsFollowPeers(t *testing.T) {
 	// Keys that change places: both go before either comes.
 	w.tell(t, api.Delta{PeersSet: []api.Peer{tunnelPeer(2, 3), tunnelPeer(3, 9)}})
 	c.expect(t, "remove cell-2", "remove cell-3", "set cell-2 3 100.64.0.2 192.0.2.2:51820", "set cell-3 9 100.64.0.3 192.0.2.3:51820")
+	// A rotation: the second key comes, becomes the first, and the old one goes, with
+	// the other's sessions going on; and another peer may have that at once.
+	rotating := tunnelPeer(2, 3)
+	rotating.NextKey = api.TunnelKey{4}
+	w.tell(t, api.Delta{PeersSet: []api.Peer{rotating}})
+	c.expect(t, "set cell-2 3 and 4 100.64.0.2 192.0.2.2:51820")
+	rotating.Key, rotating.NextKey = api.TunnelKey{4}, api.TunnelKey{3}
+	w.tell(t, api.Delta{PeersSet: []api.Peer{rotating}})
+	c.expect(t, "set cell-2 4 and 3 100.64.0.2 192.0.2.2:51820")
+	w.tell(t, api.Delta{PeersSet: []api.Peer{tunnelPeer(3, 3), tunnelPeer(2, 4)}})
+	c.expect(t, "remove cell-3", "set cell-2 4 100.64.0.2 192.0.2.2:51820", "set cell-3 3 100.64.0.3 192.0.2.3:51820")
 	if strings.Contains(log.String(), "PLAIN TEXT") {
 		t.Errorf("no peer is plain: %s", log.String())
 	}

@@ -4,7 +4,7 @@
 //
 // main maps an error to an exit code; run is the whole program over its
 // arguments and streams. The commands: the daemon (the default), join, status, list,
-// version, and holder, which the daemon starts itself.
+// rotate-key, release, version, and holder, which the daemon starts itself.
 package main
 
 import (
@@ -94,7 +94,7 @@ func command() *cobra.Command {
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.PersistentFlags().StringVar(&configPath, "config", "", "the configuration file")
-	root.AddCommand(joinCommand(), statusCommand(&configPath), listCommand(&configPath), holderCommand(), versionCommand(), releaseCommand(&configPath))
+	root.AddCommand(joinCommand(), statusCommand(&configPath), listCommand(&configPath), holderCommand(), versionCommand(), releaseCommand(&configPath), rotateKeyCommand(&configPath))
 	return root
 }
 
@@ -171,6 +171,15 @@ func versionCommand() *cobra.Command {
 
 // asker adds the flags of a command that asks a running daemon.
 func asker(config *string, c *cobra.Command, ask func(context.Context, *control.Client, io.Writer, bool) error) *cobra.Command {
+	return following(config, c, func(ctx context.Context, client *control.Client, w io.Writer, asJSON bool) error {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		return ask(ctx, client, w, asJSON)
+	})
+}
+
+// following is asker of what may take its time.
+func following(config *string, c *cobra.Command, ask func(context.Context, *control.Client, io.Writer, bool) error) *cobra.Command {
 	var socket, output string
 	c.Args = exactly(0)
 	c.Flags().StringVar(&socket, "socket", "", "the daemon's socket (default: that of --config, else the usual one)")
@@ -194,9 +203,7 @@ func asker(config *string, c *cobra.Command, ask func(context.Context, *control.
 			return err
 		}
 		defer client.Close()
-		ctx, cancel := context.WithTimeout(c.Context(), 10*time.Second)
-		defer cancel()
-		return ask(ctx, client, c.OutOrStdout(), output == "json")
+		return ask(c.Context(), client, c.OutOrStdout(), output == "json")
 	}
 	return c
 }
@@ -227,6 +234,9 @@ func statusCommand(config *string) *cobra.Command {
 		fmt.Fprintf(tw, "mode\t%s\n", s.Mode)
 		if s.Mode == api.ModeWireGuard {
 			fmt.Fprintf(tw, "wireguard\t%v\nkey\t%s\ntunnel\t%v\n", s.WireGuard, s.Key, s.Tunnel)
+		}
+		if s.Rotation != "" {
+			fmt.Fprintf(tw, "key rotation\t%s\n", s.Rotation)
 		}
 		fmt.Fprintf(tw, "cell\t%s\nlease\t%v\nunderlay\t%v\npid\t%d\nconnected\t%t\nrevision\t%d\npolicies\t%d\nflows\t%d\nendpoints\t%d here, %d elsewhere\npeers\t%d\n",
 			s.Cell, s.Lease, s.Underlay, s.PID, s.Connected, s.Revision, s.Policies, s.Flows, len(s.Endpoints), len(s.Remote), len(s.Peers))

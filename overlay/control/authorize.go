@@ -97,6 +97,14 @@ func (a *Authorizer) Terminate(p Peer) error {
 	return Errorf(CodeNotAllowed, "uid %d may not terminate the containers' TLS; run the proxy as the daemon's user", p.UID)
 }
 
+// Rotate refuses whoever is neither root nor the daemon's own user.
+func (a *Authorizer) Rotate(p Peer) error {
+	if p.UID == 0 || p.UID == a.self {
+		return nil
+	}
+	return Errorf(CodeNotAllowed, "uid %d may not change the cell's keys; do it as root or as the daemon's user", p.UID)
+}
+
 // Attach refuses an app that the peer's grants do not cover.
 func (a *Authorizer) Attach(p Peer, ref api.AppRef) error {
 	if err := a.Known(p); err != nil {

@@ -25,7 +25,9 @@ const (
 	opPortRemove = "port-remove"
 	opPortList   = "port-list"
 	opNATWho     = "nat-who"
-	opRulesAdd   = "rules-add"
+
+	opRotateKey = "rotate-key"
+	opRulesAdd  = "rules-add"
 )
 
 const (
@@ -91,6 +93,12 @@ func decodeRequest(payload []byte, n int) (any, error) {
 		}
 		if !q.Source.IsValid() || q.Source.Port() == 0 {
 			return nil, Errorf(CodeBadRequest, "nat-who: %v is no address with a port", q.Source)
+		}
+		return q, nil
+	case opRotateKey:
+		var q RotateKey
+		if err := json.Unmarshal(r.Body, &q); err != nil {
+			return nil, Errorf(CodeBadRequest, "rotate-key: %v", err)
 		}
 		return q, nil
 	case opList:

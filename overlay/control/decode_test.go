@@ -53,6 +53,7 @@ func FuzzDecodeRequest(f *testing.F) {
 	f.Add([]byte(`{"op":"tls_sockets","body":{"container":"c1"}}`), 0)
 	f.Add([]byte(`{"op":"tls_certificate","body":{"container":"c1","fresh":true}}`), 0)
 	f.Add([]byte(`{"op":"tls_caller","body":{"container":"c1","peer":"10.255.1.2:4711"}}`), 0)
+	f.Add([]byte(`{"op":"rotate-key","body":{"follow":7}}`), 0)
 	f.Add([]byte(`[`), 0)
 	f.Fuzz(func(t *testing.T, payload []byte, files int) {
 		got, err := decodeRequest(payload, files)
@@ -76,6 +77,8 @@ func FuzzDecodeRequest(f *testing.F) {
 			if r.Network == "" {
 				t.Fatalf("accepted %+v", r)
 			}
+		case RotateKey:
+			op = opRotateKey
 		case listRequest:
 			op = opList
 		case statusRequest:

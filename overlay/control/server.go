@@ -71,6 +71,7 @@ type TLSHandler interface {
 type Server struct {
 	Handler    Handler
 	TLS        TLSHandler // nil: nobody terminates TLS here
+	Keys       KeyHandler // nil: there are none
 	Authorizer *Authorizer
 	Log        *slog.Logger
 }
@@ -295,6 +296,8 @@ func (s *Server) handle(ctx context.Context, peer Peer, m received, gone <-chan 
 		ok, err = s.Handler.Ports(ctx)
 	case NATWho:
 		ok, err = s.Handler.NATWho(ctx, r)
+	case RotateKey:
+		ok, err = s.rotateKey(ctx, peer, r)
 	case listRequest:
 		ok, err = s.Handler.List(ctx)
 	case statusRequest:

@@ -124,6 +124,7 @@ type Status struct {
 	// inside the tunnels, and the peers that speak vxlan to it all the same.
 	WireGuard netip.AddrPort `json:"wireguard,omitzero"`
 	Key       api.TunnelKey  `json:"key,omitzero"`
+	Rotation  RotationStep   `json:"rotation,omitempty"` // of the key; "": none is under way
 	Tunnel    netip.Addr     `json:"tunnel,omitzero"`
 	Plain     []string       `json:"plain,omitempty"`
 	Epoch     api.Epoch      `json:"epoch"`

@@ -19,7 +19,11 @@ const maxKeyFile = 256
 
 // Keys are a cell's own. Beside the current key there is at most one other: the
 // next, before it becomes the current, or the old, before it is forgotten.
-type Keys struct{ Current, Next, Old PrivateKey }
+type Keys struct {
+	Current, Next, Old PrivateKey
+	// Alone: the current key is published without the old one.
+	Alone bool
+}
 
 // Other is the second key; the zero PrivateKey if there is none.
 func (k Keys) Other() PrivateKey {
@@ -33,6 +37,7 @@ func (k Keys) Other() PrivateKey {
 const (
 	nextWord = "next "
 	oldWord  = "old "
+	lastWord = "last " // old, and published no more
 )
 
 // LoadKeys reads the cell's keys from its state directory, or makes a first one
@@ -57,6 +62,8 @@ func SaveKeys(dir string, k Keys) error {
 	switch {
 	case !k.Next.IsZero():
 		text += nextWord + k.Next.base64() + "\n"
+	case !k.Old.IsZero() && k.Alone:
+		text += lastWord + k.Old.base64() + "\n"
 	case !k.Old.IsZero():
 		text += oldWord + k.Old.base64() + "\n"
 	}
@@ -92,7 +99,7 @@ func readKeys(path string) (k Keys, err error) {
 	return k, nil
 }
 
-var errKeyFile = errors.New("not 32 bytes in base64, alone or with one line \"next KEY\" or \"old KEY\" behind it")
+var errKeyFile = errors.New("not 32 bytes in base64, alone or with one line behind it, \"next KEY\", \"old KEY\" or \"last KEY\"")
 
 func parseKeys(text string) (k Keys, err error) {
 	first, second, more := strings.Cut(strings.TrimSuffix(text, "\n"), "\n")
@@ -101,11 +108,15 @@ func parseKeys(text string) (k Keys, err error) {
 	}
 	next, isNext := strings.CutPrefix(second, nextWord)
 	old, isOld := strings.CutPrefix(second, oldWord)
+	last, isLast := strings.CutPrefix(second, lastWord)
 	switch {
 	case isNext:
 		k.Next, err = parseKey(next)
 	case isOld:
 		k.Old, err = parseKey(old)
+	case isLast:
+		k.Alone = true
+		k.Old, err = parseKey(last)
 	default:
 		err = errKeyFile
 	}

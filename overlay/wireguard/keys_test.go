@@ -51,6 +51,7 @@ func TestKeysOfARotation(t *testing.T) {
 	for name, want := range map[string]Keys{
 		"next": {Current: k.Current, Next: next},
 		"old":  {Current: next, Old: k.Current},
+		"last": {Current: next, Old: k.Current, Alone: true},
 		"done": {Current: next},
 	} {
 		if err := SaveKeys(dir, want); err != nil {
