@@ -4,6 +4,8 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -23,6 +25,11 @@ func TestRefusesAClash(t *testing.T) {
 	was := one.cfg.Resolvers
 	one.cfg.Resolvers = []netip.AddrPort{netip.AddrPortFrom(network.Addr().Next(), 53)}
 	clashes(t, one.tryRun(), "10.250.0.0/16 holds a resolver, 10.250.0.1")
+	one.cfg.Resolvers, one.cfg.ResolvConf = nil, filepath.Join(t.TempDir(), "resolv.conf")
+	if err := os.WriteFile(one.cfg.ResolvConf, []byte("nameserver 10.250.0.9\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	clashes(t, one.tryRun(), "10.250.0.0/16 holds a resolver, 10.250.0.9")
 	one.cfg.Resolvers = was
 	one.run()
 }

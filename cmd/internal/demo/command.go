@@ -43,6 +43,9 @@ With --output json each check is a line of JSON, and the last line sums up.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 			defer stop()
+			// A reader that has seen enough, as head has, must not end this program
+			// before all is taken away; the failed write says it as well.
+			signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 			// The flag is the root command's; without a root there is only text.
 			output, _ := cmd.Flags().GetString("output")
 			return show(ctx, cmd.OutOrStdout(), o, keep, output == "json")
@@ -70,8 +73,9 @@ func show(ctx context.Context, out io.Writer, o Options, keep, asJSON bool) erro
 	t := &tour{report: newReport(out, asJSON), world: world}
 	err = t.run(ctx)
 	if err == nil && keep {
-		t.suggest()
-		<-ctx.Done()
+		if t.suggest(); t.lost == nil {
+			<-ctx.Done()
+		}
 	}
 	away := t.end()
 	return t.verdict(err, away, time.Since(begun))

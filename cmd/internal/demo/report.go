@@ -22,6 +22,13 @@ type report struct {
 	step   string   // the title of the step under way
 	failed []string // what was asked, of each check that was not as it should be
 	checks int
+	lost   error // why the output takes no more; then nobody looks
+}
+
+func (r *report) printf(format string, args ...any) {
+	if _, err := fmt.Fprintf(r.out, format, args...); err != nil {
+		r.lost = err
+	}
 }
 
 func newReport(out io.Writer, asJSON bool) *report {
@@ -53,7 +60,9 @@ type summaryLine struct {
 func (r *report) encode(line any) {
 	e := json.NewEncoder(r.out)
 	e.SetEscapeHTML(false)
-	_ = e.Encode(line) // as with Fprintf, an output that is gone stops no step
+	if err := e.Encode(line); err != nil {
+		r.lost = err
+	}
 }
 
 func isTerminal(out io.Writer) bool {
@@ -84,7 +93,7 @@ func (r *report) paint(colour, s string) string {
 func (r *report) title(format string, args ...any) {
 	r.step = fmt.Sprintf(format, args...)
 	if !r.json {
-		fmt.Fprintf(r.out, "\n%s\n", r.paint(bold, r.step))
+		r.printf("\n%s\n", r.paint(bold, r.step))
 	}
 }
 
@@ -95,7 +104,7 @@ func (r *report) note(format string, args ...any) {
 		r.encode(noteLine{Step: r.step, Note: text})
 		return
 	}
-	fmt.Fprintf(r.out, "    %s\n", r.paint(dim, text))
+	r.printf("    %s\n", r.paint(dim, text))
 }
 
 // command says what the reader can type; it is never painted, so that it can be
@@ -105,7 +114,7 @@ func (r *report) command(line string) {
 		r.encode(noteLine{Step: r.step, Note: line})
 		return
 	}
-	fmt.Fprintf(r.out, "  %s\n", line)
+	r.printf("  %s\n", line)
 }
 
 // Widths of the columns.
@@ -127,7 +136,7 @@ func (r *report) check(ok bool, took time.Duration, asked, got string) {
 		r.encode(checkLine{Step: r.step, Asked: asked, Got: got, Seconds: took.Seconds(), OK: ok})
 		return
 	}
-	fmt.Fprintf(r.out, "  %s %s %s  %s\n", pad(asked, askedWidth), pad(got, gotWidth), padLeft(duration(took), tookWidth), verdict)
+	r.printf("  %s %s %s  %s\n", pad(asked, askedWidth), pad(got, gotWidth), padLeft(duration(took), tookWidth), verdict)
 }
 
 // fail is a check that could not even be made.
@@ -141,12 +150,12 @@ func (r *report) summary(took time.Duration) {
 	case r.json:
 		r.encode(summaryLine{Checks: r.checks, Failed: append([]string{}, r.failed...), Seconds: took.Seconds()})
 	case len(r.failed) > 0:
-		fmt.Fprintf(r.out, "\n%s\n", r.paint(red, fmt.Sprintf("%d of %d checks FAILED:", len(r.failed), r.checks)))
+		r.printf("\n%s\n", r.paint(red, fmt.Sprintf("%d of %d checks FAILED:", len(r.failed), r.checks)))
 		for _, f := range r.failed {
-			fmt.Fprintf(r.out, "  %s\n", f)
+			r.printf("  %s\n", f)
 		}
 	default:
-		fmt.Fprintf(r.out, "\n%s\n", r.paint(green, fmt.Sprintf("All %d checks as they should be, in %s.", r.checks, duration(took))))
+		r.printf("\n%s\n", r.paint(green, fmt.Sprintf("All %d checks as they should be, in %s.", r.checks, duration(took))))
 	}
 }
 

@@ -75,6 +75,9 @@ func (t *tour) run(ctx context.Context) error {
 		if err != nil {
 			t.fail(s.title, err)
 		}
+		if t.lost != nil {
+			return fmt.Errorf("nobody reads the output any more: %w", t.lost)
+		}
 	}
 	return nil
 }

@@ -116,14 +116,21 @@ func NewWorld(o Options) (*World, error) {
 
 func makeDir(dir string) (string, error) {
 	if dir == "" {
-		return os.MkdirTemp("", "tulle-demo-")
+		dir, err := os.MkdirTemp("", "tulle-demo-")
+		if err != nil {
+			return "", fmt.Errorf("make a temporary directory (TMPDIR says where, --dir makes another): %w", err)
+		}
+		return dir, nil
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return "", err
 	}
 	// Mkdir, not MkdirAll: Close removes it, so it must be the world's own.
-	return dir, os.Mkdir(dir, 0o711)
+	if err := os.Mkdir(dir, 0o711); err != nil {
+		return "", fmt.Errorf("make the directory, which must not be there yet: %w", err)
+	}
+	return dir, nil
 }
 
 // prepare makes what the user of the daemons must be able to pass through.

@@ -117,6 +117,32 @@ func TestDemoInterrupted(t *testing.T) {
 	gone(t, dir)
 }
 
+// TestDemoNobodyReads: a reader that has seen enough, as head has, ends the demo,
+// which takes everything away.
+func TestDemoNobodyReads(t *testing.T) {
+	needHost(t)
+	cmd, dir := demoCommand(t)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	for lines.Scan() && !strings.HasPrefix(lines.Text(), "1. ") {
+	}
+	if err := out.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err == nil || cmd.ProcessState.ExitCode() != 1 || !strings.Contains(complaint.String(), "nobody reads the output any more") {
+		t.Errorf("ended with %v:\n%s", err, &complaint)
+	}
+	gone(t, dir)
+}
+
 // TestDemoOnAPoorHost: what the host lacks is named with its mend, and the exit
 // status is 1. The host's own modes and switches stay as they are: the closed device
 // is one of a mount namespace, the closed switch one of a user namespace.
