@@ -325,7 +325,9 @@ func (l *Listener) prune() {
 	l.moveLocked(gone, l.add, l.remove)
 }
 
-// adopt takes in what the store has.
+// adopt takes in what the store has, and forgets what it has not any more: another
+// server heard of its end, or the database is another. Whoever registers that again
+// is then heard as anew.
 func (l *Listener) adopt(ctx context.Context) error {
 	routes, err := l.opt.Store.Routes(ctx, store.RouteFilter{})
 	if err != nil {
@@ -333,16 +335,13 @@ func (l *Listener) adopt(ctx context.Context) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for r := range l.remove { // not stored yet
-		delete(l.table.seen, r)
-	}
-	kept := routes[:0]
+	stored := make(map[policy.Route]struct{}, len(routes))
 	for _, r := range routes {
-		if _, leaving := l.remove[r]; !leaving {
-			kept = append(kept, r)
+		if _, leaving := l.remove[r]; !leaving { // not stored yet
+			stored[r] = struct{}{}
 		}
 	}
-	l.table.Adopt(kept, l.opt.Now())
+	l.table.Adopt(stored, l.add, l.opt.Now())
 	return nil
 }
 

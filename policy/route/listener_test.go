@@ -321,6 +321,24 @@ func TestRestartAdoptsWhatIsStored(t *testing.T) {
 	}
 }
 
+// TestStoreThatLostARoute: another server heard of its end, which this one did not,
+// or a backup was restored. Who goes on registering it is found again.
+func TestStoreThatLostARoute(t *testing.T) {
+	r := newRig(t)
+	r.listen()
+	const message = `{"host":"10.255.1.1","uris":["a.apps.internal"]}`
+	r.publish(subjectRegister, message)
+	r.stored("registered", "a.apps.internal 10.255.1.1")
+	if _, err := r.store.RemoveRoutes(t.Context(), []policy.Route{to("a.apps.internal 10.255.1.1")}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.listener.adopt(t.Context()); err != nil { // as it does each interval
+		t.Fatal(err)
+	}
+	r.publish(subjectRegister, message)
+	r.stored("registered again", "a.apps.internal 10.255.1.1")
+}
+
 // What the store does not take is tried again; what came meanwhile counts.
 func TestStoreThatFails(t *testing.T) {
 	r := newRig(t)

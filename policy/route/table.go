@@ -72,10 +72,18 @@ func NewTable(stale, resume time.Duration) *Table {
 	return &Table{stale: stale, resume: resume, seen: map[policy.Route]time.Time{}}
 }
 
-// Adopt takes in what the store has and the table does not: from before this
-// server's start, or by way of another. It counts as heard of now.
-func (t *Table) Adopt(routes []policy.Route, now time.Time) {
-	for _, r := range routes {
+// Adopt makes what the store has what the table knows. What the table does not know
+// is from before this server's start, or came by way of another, and counts as heard
+// of now. What the store does not have goes, but for what is on its way there.
+func (t *Table) Adopt(stored, coming map[policy.Route]struct{}, now time.Time) {
+	for r := range t.seen {
+		_, is := stored[r]
+		_, will := coming[r]
+		if !is && !will {
+			delete(t.seen, r)
+		}
+	}
+	for r := range stored {
 		if _, known := t.seen[r]; !known && r.Address.IsValid() {
 			t.seen[r] = now
 		}

@@ -89,7 +89,14 @@ func TestTable(t *testing.T) {
 			t.Errorf("%s: pruned (-want +got):\n%s", what, diff)
 		}
 	}
-	table.Adopt([]policy.Route{c, {Name: "x.apps.internal", App: "x"}}, now)
+	set := func(routes ...policy.Route) map[policy.Route]struct{} {
+		m := map[policy.Route]struct{}{}
+		for _, r := range routes {
+			m[r] = struct{}{}
+		}
+		return m
+	}
+	table.Adopt(set(c, policy.Route{Name: "x.apps.internal", App: "x"}), nil, now)
 	if table.Len() != 1 {
 		t.Errorf("%d routes were adopted; an app's is none", table.Len())
 	}
@@ -115,7 +122,7 @@ func TestTable(t *testing.T) {
 		t.Errorf("back: %v", added)
 	}
 	table.Disconnected()
-	table.Adopt([]policy.Route{a}, now) // known: not heard of by that
+	table.Adopt(set(a, b), nil, now) // known: not heard of by that
 	pass(time.Hour)
 	pruned("NATS is away")
 	table.Connected(now)
@@ -124,6 +131,14 @@ func TestTable(t *testing.T) {
 	table.Register([]policy.Route{b}, now)
 	pass(30 * time.Second)
 	pruned("NATS is back for long enough", a)
+	table.Adopt(set(), set(b), now)
+	if added := table.Register([]policy.Route{b}, now); len(added) != 0 {
+		t.Errorf("on its way to the store, and added again: %v", added)
+	}
+	table.Adopt(set(), nil, now)
+	if added := table.Register([]policy.Route{b}, now); len(added) != 1 {
+		t.Errorf("the store had lost it: added %v", added)
+	}
 	if gone := table.Unregister([]policy.Route{b, c}); len(gone) != 2 || table.Len() != 0 {
 		t.Errorf("unregistered %v, left %d", gone, table.Len())
 	}
