@@ -94,7 +94,7 @@ func outsider(t *testing.T, answer string) (at netip.Addr) {
 		t.Log(err)
 	}
 	if conn == nil {
-		t.Fatal("no loopback address has a free port 53")
+		nstest.Skip(t, "needs port 53 of some loopback address: a resolver here has that of all")
 	}
 	s := &dns.Server{PacketConn: conn, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		a := new(dns.Msg).SetReply(q)
