@@ -391,21 +391,77 @@ func TestAnswersAreLimited(t *testing.T) {
 	}
 }
 
+// Where a container has as many flows as it may, or the cell has, a new one is
+// refused, counted and answered; those there are live on, both ways.
 func TestFlowLimits(t *testing.T) {
-	w := newWorld(t)
-	a := w.cell(1, func(o *Options) { o.Limits.Flow.PerEndpoint = 5 })
-	client, server := a.container("web", 2), a.container("db", 3)
-	w.allow("web db udp 1-100")
-	before := a.path.Stats()
-	for port := uint16(1); port <= 7; port++ {
-		client.send(packettest.UDP(client.at(9), server.at(port), nil))
-	}
-	if n := len(server.got()); n != 5 {
-		t.Errorf("%d packets arrived, want 5", n)
-	}
-	a.dropped(before, EndpointFlowsFull, EndpointFlowsFull)
-	if n := len(client.got()); n != 2 {
-		t.Errorf("%d refusals, want 2", n)
+	perEndpoint := func(o *Options) { o.Limits.Flow.PerEndpoint = 5 }
+	inAll := func(o *Options) { o.Limits.Flow.Flows = 64 * 2 } // two a shard
+	for name, c := range map[string]struct {
+		source, destination func(*Options)
+		reason              Reason
+	}{
+		"a container, as the source":      {source: perEndpoint, reason: EndpointFlowsFull},
+		"a container, as the destination": {destination: perEndpoint, reason: EndpointFlowsFull},
+		"in all, at the source":           {source: inAll, reason: FlowsFull},
+		"in all, at the destination":      {destination: inAll, reason: FlowsFull},
+	} {
+		t.Run(name, func(t *testing.T) {
+			with := func(change func(*Options)) func(*Options) {
+				return func(o *Options) {
+					if o.Limits.Answers = 1000; change != nil {
+						change(o)
+					}
+				}
+			}
+			w := newWorld(t)
+			a, b := w.cell(1, with(c.source)), w.cell(2, with(c.destination))
+			client, server := a.container("web", 2), b.container("db", 3)
+			neighbours := []*container{a.container("web", 4), b.container("db", 5)}
+			w.allow("web db udp 1-200")
+			full := a
+			if c.destination != nil {
+				full = b
+			}
+			before := full.path.Stats()
+			var there, refused []uint16
+			for port := uint16(1); port <= 200; port++ {
+				client.send(packettest.UDP(client.at(9), server.at(port), nil))
+				if len(server.got()) == 1 {
+					there = append(there, port)
+				} else {
+					refused = append(refused, port)
+				}
+			}
+			reasons := make([]Reason, len(refused))
+			for i := range reasons {
+				reasons[i] = c.reason
+			}
+			full.dropped(before, reasons...)
+			if n := full.path.flows.Len(); n != len(there) || c.reason == EndpointFlowsFull && n != 5 || n > 128 || len(refused) == 0 {
+				t.Errorf("%d flows in the table, %d datagrams arrived, %d were refused", n, len(there), len(refused))
+			}
+			if n := len(client.got()); n != len(refused) {
+				t.Errorf("%d of %d refusals were answered", n, len(refused))
+			}
+			for _, port := range there {
+				client.send(packettest.UDP(client.at(9), server.at(port), []byte("more")))
+				server.expect(fmt.Sprintf("udp %s>%s", client.at(9), server.at(port)))
+				server.send(packettest.UDP(server.at(port), client.at(9), []byte("answer")))
+				client.expect(fmt.Sprintf("udp %s>%s", server.at(port), client.at(9)))
+			}
+			if c.reason == EndpointFlowsFull { // is that container's matter alone
+				neighbours[0].send(packettest.UDP(neighbours[0].at(9), neighbours[1].at(1), nil))
+				neighbours[1].expect(fmt.Sprintf("udp %s>%s", neighbours[0].at(9), neighbours[1].at(1)))
+			}
+			// What expires makes room.
+			for now := uint32(121); now < 140; now++ {
+				for _, cell := range w.cells {
+					cell.path.Tick(now)
+				}
+			}
+			client.send(packettest.UDP(client.at(9), server.at(refused[0]), nil))
+			server.expect(fmt.Sprintf("udp %s>%s", client.at(9), server.at(refused[0])))
+		})
 	}
 }
 

@@ -24,6 +24,7 @@ type modelFlow struct {
 	seen           uint32
 	replied, est   bool
 	finFrom, finTo bool
+	finAcked       bool
 	reset          bool
 }
 
@@ -37,6 +38,10 @@ func (f *modelFlow) life() uint32 {
 		return 30
 	case f.reset:
 		return 10
+	case f.finFrom && f.finTo && !f.finAcked:
+		return 30
+	case f.finFrom != f.finTo && f.finAcked:
+		return 60
 	case f.finFrom || f.finTo:
 		return 120
 	case f.est:
@@ -62,9 +67,13 @@ func (f *modelFlow) see(back bool, flags uint8, now uint32) {
 	if !back && flags&fACK != 0 && flags&fSYN == 0 && f.replied {
 		f.est = true
 	}
-	if flags&fFIN != 0 {
-		f.finTo = f.finTo || back
-		f.finFrom = f.finFrom || !back
+	switch {
+	case flags&fFIN != 0 && back && !f.finTo:
+		f.finTo, f.finAcked = true, false
+	case flags&fFIN != 0 && !back && !f.finFrom:
+		f.finFrom, f.finAcked = true, false
+	case flags&(fFIN|fSYN|fACK) == fACK && (f.finFrom || f.finTo):
+		f.finAcked = true
 	}
 }
 

@@ -26,6 +26,8 @@ const (
 	// seenAckForward and seenAckBackward: Acked of that direction holds a number.
 	seenAckForward
 	seenAckBackward
+	// finAcked: something was acknowledged, either way, since the last direction ended.
+	finAcked
 )
 
 // SeenAck reports whether an acknowledgement was seen in direction d.
@@ -37,16 +39,20 @@ func (s State) Over() bool {
 }
 
 // Lifetimes in seconds, after the last packet; the kernel's own for connection
-// tracking (nf_conntrack sysctls), which containers' programs are used to.
+// tracking (nf_conntrack sysctls), which containers' programs are used to. So are
+// the states: FIN_WAIT is a direction that has ended, CLOSE_WAIT one whose end was
+// acknowledged, LAST_ACK both without that, TIME_WAIT both with it.
 const (
 	lifeUDP         = 30
 	lifeUDPStream   = 120
 	lifeSynSent     = 120
 	lifeSynReceived = 60
 	lifeEstablished = 432000
-	lifeFin         = 120
+	lifeFinWait     = 120
+	lifeCloseWait   = 60
+	lifeLastAck     = 30
 	lifeTimeWait    = 120
-	lifeReset       = 10
+	lifeReset       = 10 // the kernel's CLOSE
 )
 
 const protoTCP = 6 // IANA protocol number
@@ -62,10 +68,14 @@ func lifetime(proto uint8, s State) uint32 {
 	switch {
 	case s&Reset != 0:
 		return lifeReset
-	case s.Over():
+	case s.Over() && s&finAcked != 0:
 		return lifeTimeWait
+	case s.Over():
+		return lifeLastAck
+	case s&(FinForward|FinBackward) != 0 && s&finAcked != 0:
+		return lifeCloseWait
 	case s&(FinForward|FinBackward) != 0:
-		return lifeFin
+		return lifeFinWait
 	case s&Established != 0:
 		return lifeEstablished
 	case s&Replied != 0:
@@ -98,8 +108,11 @@ func follow(proto uint8, s State, d Direction, flags uint8) State {
 			s |= Established
 		}
 	}
-	if flags&fin != 0 {
-		s |= FinForward << d
+	switch ended := FinForward << d; {
+	case flags&fin != 0 && s&ended == 0:
+		s = s&^finAcked | ended
+	case flags&(fin|syn|ack) == ack && s&(FinForward|FinBackward) != 0:
+		s |= finAcked
 	}
 	return s
 }
