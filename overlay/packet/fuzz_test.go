@@ -128,31 +128,42 @@ func FuzzParseQuoted(f *testing.F) {
 	})
 }
 
-// FuzzCoalesce: peers send any segments. Split again, what a Coalescer joined is
-// what came in, per flow and in order. The input is a list of changes to
-// segments that would all join.
+// FuzzCoalesce: peers send any segments and datagrams, of either family. Split again,
+// what a Coalescer joined is what came in, per flow and in order. The input is a list
+// of changes to packets that would all join; what they are is in size, by fifteen
+// hundreds.
 func FuzzCoalesce(f *testing.F) {
-	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 0}, uint16(100))
-	f.Add([]byte{0, 0, 1, 13, 0, 0, 5, 3}, uint16(1400))
-	f.Add(bytes.Repeat([]byte{0}, 20), uint16(1))
+	for kind := range uint16(4) {
+		f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 0}, kind*1500+100)
+		f.Add([]byte{0, 0, 1, 13, 0, 0, 5, 3}, kind*1500+1400)
+		f.Add([]byte{0, 0, 0, 0, 5, 3, 0, 0, 45, 1, 25, 4, 0, 0}, kind*1500+500)
+		f.Add(bytes.Repeat([]byte{0}, 20), kind*1500+1)
+	}
 	c := packet.NewCoalescer()
 	c.UDP = true
 	f.Fuzz(func(t *testing.T, changes []byte, size uint16) {
 		if len(changes) > 60 {
 			return
 		}
-		payload := int(size)%1500 + 1
+		payload, udp, v6 := int(size)%1500+1, size/1500%2 == 1, size/3000%2 == 1
+		src, dst := web, db
+		if v6 {
+			src, dst = web6, db6
+		}
 		seq := uint32(0xfffff000)
 		var in [][]byte
 		for i := 0; i+1 < len(changes); i += 2 {
 			p := packettest.TCPSegment{
-				Src: web, Dst: db, Flags: packet.FlagACK, Seq: seq, Ack: 1, Window: 2, ID: uint16(i / 2), NoDF: true,
+				Src: src, Dst: dst, Flags: packet.FlagACK, Seq: seq, Ack: 1, Window: 2, ID: uint16(i / 2), NoDF: true,
 				Options: timestamps, Payload: make([]byte, payload),
 			}.Bytes()
+			if udp {
+				p = packettest.UDP(src, dst, bytes.Repeat([]byte{byte(i)}, payload))
+			}
 			seq += uint32(payload)
 			// Any one byte of the headers (or the first of the payload) may differ.
 			if change := changes[i]; change != 0 {
-				p[int(change)%53] ^= changes[i+1]
+				p[int(change)%(len(p)-payload+1)] ^= changes[i+1]
 				fixBoth(p)
 			}
 			var h packet.Header
@@ -160,14 +171,31 @@ func FuzzCoalesce(f *testing.F) {
 				in = append(in, p[:h.TotalLen])
 			}
 		}
-		flow := func(p []byte) string { return string(p[9:10]) + string(p[12:20]) + string(p[20:24]) }
+		// With DF an identification says nothing, and a datagram split off has the next.
+		plain := func(p []byte) []byte {
+			if p[0]>>4 == 4 && p[6]&0x40 != 0 && p[9] == packet.ProtoUDP {
+				p = bytes.Clone(p)
+				p[4], p[5] = 0, 0
+				packettest.Fix(p)
+			}
+			return p
+		}
+		flow := func(p []byte) string {
+			if p[0]>>4 == 6 {
+				return string(p[6:7]) + string(p[8:min(44, len(p))])
+			}
+			if binary.BigEndian.Uint16(p[6:])&0x1fff != 0 {
+				return "no ports" // of a fragment's flow nothing is known here
+			}
+			return string(p[9:10]) + string(p[12:20]) + string(p[20:24])
+		}
 		want, got := map[string][][]byte{}, map[string][][]byte{}
 		for _, p := range in {
-			want[flow(p)] = append(want[flow(p)], p)
+			want[flow(p)] = append(want[flow(p)], plain(p))
 		}
 		c.Reset()
 		for _, p := range back(t, coalesce(t, c, clones(in)...)) {
-			got[flow(p)] = append(got[flow(p)], p)
+			got[flow(p)] = append(got[flow(p)], plain(p))
 		}
 		for f := range want {
 			samePackets(t, want[f], got[f])
@@ -178,21 +206,29 @@ func FuzzCoalesce(f *testing.F) {
 	})
 }
 
-// fixBoth writes the checksums of a TCP packet anew.
+// fixBoth writes the checksums of a packet anew, of TCP and UDP without options or
+// extension headers.
 func fixBoth(p []byte) {
-	if n := int(p[0]&15) * 4; n != 20 || p[9] != packet.ProtoTCP {
-		if n >= 20 && n <= len(p) {
-			packettest.Fix(p)
+	headers, total, proto, pseudo := 20, int(binary.BigEndian.Uint16(p[2:])), p[9], p[12:20]
+	if p[0]>>4 == 6 && len(p) >= 40 {
+		headers, total, proto, pseudo = 40, 40+int(binary.BigEndian.Uint16(p[4:])), p[6], p[8:40]
+	} else if n := int(p[0]&15) * 4; n >= 20 && n <= len(p) {
+		if packettest.Fix(p); n != 20 {
+			return
 		}
+	}
+	at, least := headers+16, headers+20
+	if proto == packet.ProtoUDP {
+		at, least = headers+6, headers+8
+	}
+	if total = min(total, len(p)); total < least || proto != packet.ProtoTCP && proto != packet.ProtoUDP {
 		return
 	}
-	packettest.Fix(p)
-	total := min(int(binary.BigEndian.Uint16(p[2:])), len(p))
-	if total < 40 {
-		return
+	p[at], p[at+1] = 0, 0
+	length := total - headers
+	s := ^packettest.Sum(pseudo, []byte{0, proto, byte(length >> 8), byte(length)}, p[headers:total])
+	if s == 0 && proto == packet.ProtoUDP {
+		s = 0xffff
 	}
-	p[36], p[37] = 0, 0
-	length := total - 20
-	s := ^packettest.Sum(p[12:20], []byte{0, 6, byte(length >> 8), byte(length)}, p[20:total])
-	p[36], p[37] = byte(s>>8), byte(s)
+	p[at], p[at+1] = byte(s>>8), byte(s)
 }
