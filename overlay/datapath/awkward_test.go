@@ -67,7 +67,17 @@ func TestExtensionHeadersPass(t *testing.T) {
 // RFC 6040: the outer header carries the packet's bits, and what a router on the
 // underlay makes of them reaches the packet.
 func TestECNIsCarriedAsRFC6040Says(t *testing.T) {
+	t.Run("IPv4", func(t *testing.T) { carriesECN(t, false) })
+	t.Run("IPv6", func(t *testing.T) { carriesECN(t, true) })
+}
+
+func carriesECN(t *testing.T, v6 bool) {
 	w := newWorld(t)
+	w.v6 = v6
+	gso := packet.Virtio{Flags: packet.VirtioNeedsChecksum, GSOType: packet.GSOTCPv4, GSOSize: 1000, CsumStart: 20, CsumOffset: 16}
+	if v6 {
+		gso.GSOType, gso.CsumStart = packet.GSOTCPv6, 40
+	}
 	a, b := w.cell(1), w.cell(2)
 	client, server := a.container("web", 2), b.container("db", 3)
 	w.allow("web db tcp 80")
@@ -97,8 +107,7 @@ func TestECNIsCarriedAsRFC6040Says(t *testing.T) {
 		before := b.path.Stats()
 		// A super-packet too: its frames have the bits each.
 		payload := make([]byte, 2000)
-		client.sendVirtio(packet.Virtio{Flags: packet.VirtioNeedsChecksum, GSOType: packet.GSOTCPv4, GSOSize: 1000, CsumStart: 20, CsumOffset: 16},
-			packettest.TCPSegment{Src: client.at(4000), Dst: server.at(80), Flags: fACK, Seq: n, Ack: 501, TOS: dscp | uint8(c.inner), Payload: payload}.Bytes())
+		client.sendVirtio(gso, packettest.TCPSegment{Src: client.at(4000), Dst: server.at(80), Flags: fACK, Seq: n, Ack: 501, TOS: dscp | uint8(c.inner), Payload: payload}.Bytes())
 		n += 2000
 		got := server.got()
 		if c.want == dropped {

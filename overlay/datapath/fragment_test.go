@@ -158,6 +158,22 @@ func TestTinyFragmentsAreRefused(t *testing.T) {
 	client.send(second)
 	a.dropped(before, TinyFragment, TinyFragment)
 	server.expect()
+
+	c, s := twin(client.at(9)), twin(server.at(80))
+	syn = packettest.TCP(c, s, fSYN, 1, 0, make([]byte, 100))
+	before = a.path.Stats()
+	for _, part := range []struct {
+		at   int
+		more bool
+		p    []byte
+	}{{0, true, syn[40:48]}, {8, false, syn[48:]}} {
+		client.send(packettest.IPv6{Src: c.Addr(), Dst: s.Addr(), First: 44, Extensions: packettest.Fragment6(6, part.at, part.more, 1), Payload: part.p}.Bytes())
+	}
+	drops := a.path.Stats().Egress.Drops
+	if n := drops[TinyFragment] - before.Egress.Drops[TinyFragment]; n == 0 {
+		t.Error("IPv6: the tiny first part is not refused as such")
+	}
+	server.expect()
 }
 
 // However many a source sends, memory and the others' share are bounded.
