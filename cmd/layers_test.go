@@ -17,10 +17,10 @@ import (
 // layers below its own, so a folder further down can be read without one
 // further up. A new package takes its place here.
 var layers = [][]string{
-	{"docs", "policy", "overlay/packet", "overlay/packet/packettest", "overlay/vxlan", "cmd/internal/conf", "cmd/internal/testrun", "cmd/tulle-bench/internal/bench"},
+	{"docs", "policy", "overlay/ring", "overlay/packet", "overlay/packet/packettest", "overlay/vxlan", "cmd/internal/conf", "cmd/internal/testrun", "cmd/tulle-bench/internal/bench"},
 	{"policy/api", "policy/table", "policy/lease", "policy/auth", "policy/ca",
 		"overlay/fib", "overlay/flow", "overlay/pmtu", "overlay/tun", "overlay/udp", "overlay/dns", "overlay/netcfg", "tlsproxy/certs", "tlsproxy/http1"},
-	{"overlay/mint"},
+	{"overlay/mint", "overlay/trafficlog"},
 	{"overlay/identity"},
 	{"tlsproxy"},
 	{"overlay/egress/rules"},
@@ -51,7 +51,7 @@ var layers = [][]string{
 }
 
 // pure packages decide and compute: no sockets, files, clock or logger.
-var pure = []string{"policy", "policy/table", "overlay/packet", "overlay/pmtu", "overlay/vxlan", "overlay/fib", "overlay/flow", "overlay/egress/rules"}
+var pure = []string{"policy", "policy/table", "overlay/packet", "overlay/pmtu", "overlay/vxlan", "overlay/fib", "overlay/flow", "overlay/egress/rules", "overlay/ring"}
 
 // apart says what must not be reached, directly or through others.
 var apart = []struct {

@@ -123,6 +123,8 @@ func (d *Daemon) live(ctx context.Context, metrics string) (err error) {
 	if l.rotation != nil {
 		l.run(func() error { return l.rotation.run(ctx) })
 	}
+	l.run(func() error { l.outside.traffic.gather(ctx); return nil })
+	l.run(func() error { return l.outside.traffic.serveSwitch(ctx) })
 	l.run(func() error {
 		if err := d.client.Watch(ctx, l.take); ctx.Err() == nil {
 			return err

@@ -5,8 +5,8 @@ import "github.com/prometheus/client_golang/prometheus"
 // egressMetrics reads what left the overlay, and came in by forwards, when the page
 // is read.
 type egressMetrics struct {
-	d                                            *Daemon
-	open, forwards, begun, verdicts, cut, failed *prometheus.Desc
+	d                                                   *Daemon
+	open, forwards, begun, verdicts, cut, failed, lines *prometheus.Desc
 }
 
 func newEgressMetrics(d *Daemon) *egressMetrics {
@@ -21,12 +21,13 @@ func newEgressMetrics(d *Daemon) *egressMetrics {
 		verdicts: desc("verdicts_total", "Verdicts on conversations with the outside.", "verdict"),
 		cut:      desc("cut_total", "Conversations ended because rules or cells changed."),
 		failed:   desc("failed_total", "Conversations that were allowed and could not be begun."),
+		lines:    prometheus.NewDesc("tulle_cell_traffic_log_lines_total", "Lines of the traffic log: written, or not for the reason.", []string{"result"}, nil),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (m *egressMetrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.open, m.forwards, m.begun, m.verdicts, m.cut, m.failed} {
+	for _, d := range []*prometheus.Desc{m.open, m.forwards, m.begun, m.verdicts, m.cut, m.failed, m.lines} {
 		ch <- d
 	}
 }
@@ -54,4 +55,8 @@ func (m *egressMetrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	counter(m.cut, s.Cut)
 	counter(m.failed, s.Failed)
+	t := l.outside.traffic.stats()
+	for result, n := range map[string]uint64{"written": t.Written, "limited": t.Limited, "lost": t.Lost, "failed": t.Failed} {
+		counter(m.lines, n, result)
+	}
 }

@@ -3,11 +3,9 @@ package overlay
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
-	"os"
 	"slices"
 	"strconv"
 
@@ -18,6 +16,7 @@ import (
 	"tulle/overlay/egress/natlog"
 	"tulle/overlay/egress/rules"
 	"tulle/overlay/endpoint"
+	"tulle/overlay/trafficlog"
 	"tulle/policy"
 	"tulle/policy/api"
 )
@@ -31,12 +30,15 @@ type EgressConfig struct {
 	Limits                               egress.Limits
 	// Static: the rules that came with the attach hold, not the control plane's groups.
 	Static bool
-	// Log is the file of refusals and of what rules want logged; "": none. LogAll:
-	// of everything that is allowed too.
+	// Log is the file of the traffic log; "": none. Logged is what is written to it at
+	// first, beside what rules want logged.
 	Log       string
-	LogAll    bool
-	LogDenied int   // lines a second and container; 0: 1
-	LogUDP    int   // likewise of accepted datagram conversations; 0: 100
+	Logged    trafficlog.Switches
+	LogDenied int // lines a second and container; 0: 1
+	LogUDP    int // likewise of accepted datagram conversations; 0: 100
+	// LogSwitch is a loopback address for the original's switch of what is allowed
+	// between containers, over HTTP; the zero AddrPort: none.
+	LogSwitch netip.AddrPort
 	NATLog    int64 // bytes of the record of who had which source port; 0: 64 MiB
 }
 
@@ -45,7 +47,7 @@ type outside struct {
 	l       *life
 	e       *egress.Egress
 	nat     *natlog.Log
-	traffic *os.File
+	traffic traffic
 	server  []netip.AddrPort // the policy server's internal API
 
 	// Guarded by life.mu.
@@ -74,13 +76,10 @@ func (l *life) openOutside() (_ *outside, err error) {
 		},
 		Deliver: o.deliver, HostServices: cfg.HostServices, Limits: cfg.Limits, NAT: o.nat, Log: l.d.log,
 	}
-	if cfg.Log != "" {
-		if o.traffic, err = os.OpenFile(cfg.Log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600); err != nil {
-			return nil, fmt.Errorf("traffic log: %w", err)
-		}
-		opt.Traffic = egress.NewTrafficLog(egress.LogOptions{Out: o.traffic, All: cfg.LogAll, Denied: cfg.LogDenied, AcceptedUDP: cfg.LogUDP,
-			HostIP: l.d.cfg.Underlay.String(), HostID: l.d.client.Cell()})
+	if err := o.traffic.open(l); err != nil {
+		return nil, err
 	}
+	opt.Traffic = o.traffic.log
 	if o.e, err = egress.New(opt); err != nil {
 		return nil, err
 	}
@@ -105,10 +104,7 @@ func (o *outside) closeFiles() error {
 	if o.nat != nil {
 		err = o.nat.Close()
 	}
-	if o.traffic != nil {
-		err = errors.Join(err, o.traffic.Close())
-	}
-	return err
+	return errors.Join(err, o.traffic.close())
 }
 
 // serverAddresses are where the control plane is now; no container may go there.
@@ -231,6 +227,9 @@ func (o *outside) surroundLocked() *egress.Surroundings {
 	}
 	if a, err := netip.ParseAddrPort(l.metricsAddr); err == nil {
 		s.GuardedOnCells[a.Port()] = true
+	}
+	if at := l.d.cfg.Egress.LogSwitch; at.IsValid() {
+		s.GuardedOnCells[at.Port()] = true
 	}
 	own := l.ports()
 	for _, p := range []uint16{own.vxlan, own.wireguard} {

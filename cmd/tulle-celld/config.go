@@ -84,7 +84,7 @@ func (r *resolver) UnmarshalText(b []byte) error {
 func defaults() *config {
 	return &config{
 		Socket: control.DefaultSocket(), Port: overlay.DefaultPort, WireGuard: overlay.DefaultWireGuardPort,
-		DNSUnknown: dnsNXDomain, Metrics: "127.0.0.1:9479", LogLevel: slog.LevelInfo,
+		DNSUnknown: dnsNXDomain, Metrics: "127.0.0.1:9479", LogLevel: slog.LevelInfo, Egress: egressConfig{LogRefused: true},
 	}
 }
 

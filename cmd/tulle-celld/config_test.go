@@ -9,6 +9,7 @@ import (
 
 	"tulle/cmd/internal/conf"
 	"tulle/overlay/control"
+	"tulle/overlay/trafficlog"
 	"tulle/policy/api"
 )
 
@@ -84,6 +85,8 @@ func TestEgressConfig(t *testing.T) {
     running: [172.16.0.0/12]
   connections: {rate: 100, burst: 1000, dry_run: true, per_destination: 50}
   log: traffic.log
+  log_c2c: true
+  log_switch: 127.0.0.1:8721
 `)
 	c, err := loadConfig(path)
 	if err != nil {
@@ -98,6 +101,9 @@ func TestEgressConfig(t *testing.T) {
 	}
 	if l := e.Limits; l.Rate != 100 || l.Burst != 1000 || !l.DryRun || l.PerDestination != 50 {
 		t.Errorf("limits %+v", l)
+	}
+	if e.Logged != (trafficlog.Switches{Denied: true, ContainersAllowed: true}) || e.LogSwitch.String() != "127.0.0.1:8721" {
+		t.Errorf("logged %+v, switch %v", e.Logged, e.LogSwitch)
 	}
 	if e.Log != filepath.Join(filepath.Dir(path), "traffic.log") {
 		t.Errorf("log %s", e.Log)
@@ -127,6 +133,9 @@ func TestConfigFaults(t *testing.T) {
 		{"deny network", complete + "egress:\n  deny_networks:\n    running: [10.0.0.0/40]\n", `line 8: egress.deny_networks.running[0]: "10.0.0.0/40"`},
 		{"negative rate", complete + "egress:\n  connections:\n    rate: -1\n", "egress.connections.rate: "},
 		{"dry run of nothing", complete + "egress:\n  connections:\n    dry_run: true\n", "of no use without a rate"},
+		{"switch of no log", complete + "egress:\n  log_switch: 127.0.0.1:8721\n", `egress.log_switch: "127.0.0.1:8721": is of no use without a log`},
+		{"switch for everybody", complete + "egress:\n  log: l\n  log_switch: 0.0.0.0:8721\n", `line 8: egress.log_switch: "0.0.0.0:8721"`},
+		{"switch as a host service", complete + "egress:\n  log: l\n  log_switch: 127.0.0.1:8721\n  host_services: [\"127.0.0.1:8721/tcp\"]\n", "no container may reach"},
 		{"resolver", complete + "resolvers: [dns.example]\n", `line 6: resolvers[0]: "dns.example"`},
 	}
 	for _, c := range cases {

@@ -12,6 +12,7 @@ import (
 	"tulle/cmd/internal/conf"
 	"tulle/overlay"
 	"tulle/overlay/egress"
+	"tulle/overlay/trafficlog"
 )
 
 // egressConfig is what containers may reach outside the overlay beside what their
@@ -30,12 +31,16 @@ type egressConfig struct {
 		PerDestination int  `yaml:"per_destination"` // open at one time, of a container with one address and port; 0: as open
 		Open           int  `yaml:"open"`            // open at one time, of a container; 0: 15000
 	} `yaml:"connections"`
-	Static      bool   `yaml:"static"`        // the rules that came with the attach hold, not the policy server's groups
-	Log         string `yaml:"log"`           // file for refusals and what rules want logged; "": none
-	LogAll      bool   `yaml:"log_all"`       // and of all that is allowed
-	LogDenied   int    `yaml:"log_denied"`    // refusals a second of a container that are logged; 0: 1
-	LogUDP      int    `yaml:"log_udp"`       // likewise accepted UDP conversations; 0: 100
-	NATLogBytes int64  `yaml:"nat_log_bytes"` // of the record of who had which source port; 0: 64 MiB
+	Static      bool     `yaml:"static"`          // the rules that came with the attach hold, not the policy server's groups
+	Log         string   `yaml:"log"`             // file of the traffic log; "": none
+	LogAll      bool     `yaml:"log_all"`         // all that is allowed, not only what rules want logged
+	LogRefused  bool     `yaml:"log_refused"`     // what is refused
+	LogC2C      bool     `yaml:"log_c2c"`         // what policies allow between containers
+	LogC2CNo    bool     `yaml:"log_c2c_refused"` // what is refused between containers
+	LogDenied   int      `yaml:"log_denied"`      // refusals a second of a container that are logged; 0: 1
+	LogUDP      int      `yaml:"log_udp"`         // likewise accepted UDP conversations; 0: 100
+	LogSwitch   loopback `yaml:"log_switch"`      // HTTP on a loopback address, where the original's /iptables-c2c-logging is; "": none
+	NATLogBytes int64    `yaml:"nat_log_bytes"`   // of the record of who had which source port; 0: 64 MiB
 }
 
 // hostService is an address of this host.
@@ -48,6 +53,21 @@ func (h *hostService) UnmarshalText(b []byte) error {
 		return errors.New("must be one address, port and protocol, like 192.0.2.1:5432/tcp or [2001:db8::1]:5432/tcp")
 	}
 	h.HostService = egress.HostService{Addr: netip.AddrPortFrom(a.Addr().Unmap(), a.Port()), Protocol: protocol}
+	return nil
+}
+
+// loopback is an address of this host that it alone reaches.
+type loopback struct{ netip.AddrPort }
+
+func (l *loopback) UnmarshalText(b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
+	a, err := netip.ParseAddrPort(string(b))
+	if err != nil || a.Port() == 0 || !a.Addr().IsLoopback() {
+		return errors.New("must be a loopback address and a port, like 127.0.0.1:8721")
+	}
+	l.AddrPort = a
 	return nil
 }
 
@@ -76,6 +96,12 @@ func (c *config) checkEgress() []error {
 			guarded = append(guarded, uint16(n))
 		}
 	}
+	if at := c.Egress.LogSwitch; at.IsValid() {
+		guarded = append(guarded, at.Port())
+		if c.Egress.Log == "" {
+			errs = append(errs, conf.Bad("egress.log_switch", "is of no use without a log"))
+		}
+	}
 	for i, s := range c.Egress.HostServices {
 		if slices.Contains(guarded, s.Addr.Port()) {
 			errs = append(errs, conf.Bad(fmt.Sprintf("egress.host_services[%d]", i), "is a tunnel's, control or metrics port (%d), which no container may reach", s.Addr.Port()))
@@ -101,7 +127,8 @@ func (c *config) checkEgress() []error {
 
 func (e *egressConfig) daemon() overlay.EgressConfig {
 	o := overlay.EgressConfig{
-		Static: e.Static, Log: e.Log, LogAll: e.LogAll, LogDenied: e.LogDenied, LogUDP: e.LogUDP, NATLog: e.NATLogBytes,
+		Static: e.Static, Log: e.Log, LogDenied: e.LogDenied, LogUDP: e.LogUDP, LogSwitch: e.LogSwitch.AddrPort, NATLog: e.NATLogBytes,
+		Logged:     trafficlog.Switches{Allowed: e.LogAll, Denied: e.LogRefused, ContainersAllowed: e.LogC2C, ContainersDenied: e.LogC2CNo},
 		DenyAlways: prefixes(e.DenyNetworks.Always), DenyRunning: prefixes(e.DenyNetworks.Running), DenyStaging: prefixes(e.DenyNetworks.Staging),
 		Limits: egress.Limits{Rate: e.Connections.Rate, Burst: e.Connections.Burst, DryRun: e.Connections.DryRun,
 			PerDestination: e.Connections.PerDestination, Open: e.Connections.Open},

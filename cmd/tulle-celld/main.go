@@ -4,7 +4,7 @@
 //
 // main maps an error to an exit code; run is the whole program over its
 // arguments and streams. The commands: the daemon (the default), join, status, list,
-// rotate-key, release, version, and holder, which the daemon starts itself.
+// rotate-key, traffic-log, release, version, and holder, which the daemon starts itself.
 package main
 
 import (
@@ -94,7 +94,7 @@ func command() *cobra.Command {
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.PersistentFlags().StringVar(&configPath, "config", "", "the configuration file")
-	root.AddCommand(joinCommand(), statusCommand(&configPath), listCommand(&configPath), holderCommand(), versionCommand(), releaseCommand(&configPath), rotateKeyCommand(&configPath))
+	root.AddCommand(joinCommand(), statusCommand(&configPath), listCommand(&configPath), holderCommand(), versionCommand(), releaseCommand(&configPath), rotateKeyCommand(&configPath), trafficLogCommand(&configPath))
 	return root
 }
 

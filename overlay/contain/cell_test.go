@@ -293,6 +293,10 @@ func (c *cell) AddPort(context.Context, control.Peer, control.PortAdd) error    
 func (c *cell) RemovePort(context.Context, control.Peer, control.PortRemove) error { return nil }
 func (c *cell) Ports(context.Context) ([]control.ListedPort, error)                { return nil, nil }
 func (c *cell) NATWho(context.Context, control.NATWho) ([]control.NATFound, error) { return nil, nil }
+func (c *cell) TrafficLog(context.Context, control.Peer, control.TrafficLogSet) (control.TrafficLog, error) {
+	return control.TrafficLog{}, nil
+}
+
 func (c *cell) AddRules(context.Context, control.Peer, control.RulesAdd) (control.RulesAdded, error) {
 	return control.RulesAdded{}, nil
 }

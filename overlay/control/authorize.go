@@ -105,6 +105,14 @@ func (a *Authorizer) Rotate(p Peer) error {
 	return Errorf(CodeNotAllowed, "uid %d may not change the cell's keys; do it as root or as the daemon's user", p.UID)
 }
 
+// Operate refuses whoever is neither root nor the daemon's own user.
+func (a *Authorizer) Operate(p Peer) error {
+	if p.UID == 0 || p.UID == a.self {
+		return nil
+	}
+	return Errorf(CodeNotAllowed, "uid %d may not change what this cell does; ask as root or as the daemon's user", p.UID)
+}
+
 // Attach refuses an app that the peer's grants do not cover.
 func (a *Authorizer) Attach(p Peer, ref api.AppRef) error {
 	if err := a.Known(p); err != nil {

@@ -75,6 +75,11 @@ func TestAuthorizer(t *testing.T) {
 	if a.Detach(Peer{UID: other}, other, byGUID("g")) == nil {
 		t.Error("a uid whose grant is gone detached")
 	}
+	for uid, may := range map[uint32]bool{0: true, self: true, user: false, other: false} {
+		if err := a.Operate(Peer{UID: uid}); (err == nil) != may {
+			t.Errorf("uid %d as operator: %v", uid, err)
+		}
+	}
 	// A grant of root's own takes the default's place.
 	if NewAuthorizer(self, []Grant{{UID: 0, Apps: []string{"db"}}}).Attach(Peer{}, byName("", "", "web")) == nil {
 		t.Error("root held to db attached web")

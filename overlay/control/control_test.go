@@ -28,6 +28,7 @@ type daemon struct {
 	detached []Detach
 	refuse   error
 	inode    uint64 // of the last device received
+	loud     bool
 
 	block chan struct{} // if not nil, Attach waits for it or for ctx
 	began chan struct{}

@@ -26,8 +26,9 @@ const (
 	opPortList   = "port-list"
 	opNATWho     = "nat-who"
 
-	opRotateKey = "rotate-key"
-	opRulesAdd  = "rules-add"
+	opRotateKey  = "rotate-key"
+	opRulesAdd   = "rules-add"
+	opTrafficLog = "traffic-log"
 )
 
 const (
@@ -84,6 +85,12 @@ func decodeRequest(payload []byte, n int) (any, error) {
 			return nil, Errorf(CodeBadRequest, "%s: %v", r.Op, err)
 		}
 		return a, a.check()
+	case opTrafficLog:
+		var s TrafficLogSet
+		if err := json.Unmarshal(r.Body, &s); err != nil {
+			return nil, Errorf(CodeBadRequest, "%s: %v", r.Op, err)
+		}
+		return s, nil
 	case opPortList:
 		return portListRequest{}, nil
 	case opNATWho:

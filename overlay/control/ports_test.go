@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -34,6 +35,38 @@ func (d *daemon) NATWho(_ context.Context, q NATWho) ([]NATFound, error) {
 
 func (d *daemon) AddRules(_ context.Context, _ Peer, r RulesAdd) (RulesAdded, error) {
 	return RulesAdded{InForce: r.Container == "c1" && r.Rules[0].Ports == "443"}, r.Room(maxRules - 2)
+}
+
+func (d *daemon) TrafficLog(_ context.Context, p Peer, s TrafficLogSet) (TrafficLog, error) {
+	if s.ContainersAllowed != nil {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.loud = *s.ContainersAllowed
+	}
+	return TrafficLog{File: "f", ContainersAllowed: d.loud, Written: uint64(p.UID)}, nil
+}
+
+// TestTrafficLog: who may use the cell may ask, and only its operator may switch.
+func TestTrafficLog(t *testing.T) {
+	d := &daemon{}
+	path, _ := serve(t, d, everyone())
+	on := true
+	got, err := dial(t, path).TrafficLog(t.Context(), TrafficLogSet{ContainersAllowed: &on})
+	if err != nil || got != (TrafficLog{File: "f", ContainersAllowed: true, Written: uint64(os.Getuid())}) {
+		t.Errorf("switched: %+v, %v", got, err)
+	}
+	self := uint32(os.Getuid())
+	if self == 0 {
+		return // root may everywhere
+	}
+	path, _ = serve(t, d, NewAuthorizer(self+1, []Grant{AnyApp(self)}))
+	c := dial(t, path)
+	if got, err := c.TrafficLog(t.Context(), TrafficLogSet{}); err != nil || !got.ContainersAllowed {
+		t.Errorf("asked: %+v, %v", got, err)
+	}
+	if _, err := c.TrafficLog(t.Context(), TrafficLogSet{ContainersAllowed: new(bool)}); codeOf(err) != CodeNotAllowed || !d.loud {
+		t.Errorf("switched by whoever: %v", err)
+	}
 }
 
 // TestRules reach the handler whole, or not at all.

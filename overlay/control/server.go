@@ -52,6 +52,8 @@ type Handler interface {
 	AddPort(ctx context.Context, p Peer, r PortAdd) error
 	RemovePort(ctx context.Context, p Peer, r PortRemove) error
 	Ports(ctx context.Context) ([]ListedPort, error)
+	// TrafficLog is asked to change something only by who may.
+	TrafficLog(ctx context.Context, p Peer, s TrafficLogSet) (TrafficLog, error)
 	// AddRules checks for itself whether the peer may, as Attach is checked.
 	AddRules(ctx context.Context, p Peer, r RulesAdd) (RulesAdded, error)
 	NATWho(ctx context.Context, q NATWho) ([]NATFound, error)
@@ -292,6 +294,13 @@ func (s *Server) handle(ctx context.Context, peer Peer, m received, gone <-chan 
 		ok, err = struct{}{}, s.Handler.RemovePort(ctx, peer, r)
 	case RulesAdd:
 		ok, err = s.Handler.AddRules(ctx, peer, r)
+	case TrafficLogSet:
+		if !r.asks() {
+			if err := s.Authorizer.Operate(peer); err != nil {
+				return nil, false, err
+			}
+		}
+		ok, err = s.Handler.TrafficLog(ctx, peer, r)
 	case portListRequest:
 		ok, err = s.Handler.Ports(ctx)
 	case NATWho:

@@ -98,13 +98,24 @@ func (w *egress) carry(p []byte) {
 	case !snap.Inside(h.Dst):
 		r = w.toOutside(snap, p, OutsideOverlay)
 	default:
-		r = w.toOverlay(snap, p)
+		if r = w.toOverlay(snap, p); r != Passed {
+			w.refusedHere(snap, r)
+		}
 	}
 	if r != Passed {
 		w.c.drop(r)
 		w.answerHere(w.ep, r, p, from)
 		w.cost += paceRefusal
 	}
+}
+
+// refusedHere tells that a packet of this container's goes to no other.
+func (w *egress) refusedHere(snap *fib.Snapshot, r Reason) {
+	tag := policy.NoTag
+	if own := snap.Local(w.h.Src); own != nil {
+		tag = own.Tag
+	}
+	w.tellRefusal(snap, r, tag)
 }
 
 // oneHost is false for multicast, reserved and broadcast addresses.

@@ -116,6 +116,7 @@ func (w *ingress) datagram(snap *fib.Snapshot, started bool, peer *fib.Peer, b [
 	if r != Passed {
 		w.c.drop(r)
 		if replies[r] != silence && w.sourceKnown(peer) {
+			w.tellRefusal(snap, r, tag)
 			w.answerPeer(peer, r, p)
 		}
 	}

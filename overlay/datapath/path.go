@@ -49,13 +49,14 @@ type Path struct {
 	resolverAddr6 netip.Addr
 	outside       Outside
 
-	started atomic.Bool
-	devices atomic.Pointer[[]*endpoint] // by slot; a free one is nil
-	answers answerLimit
-	probes  *prober
-	awake   chan struct{} // capacity 1: a way is used for the first time; nil: nobody waits
-	cut     atomic.Uint64
-	in      *ingress
+	started  atomic.Bool
+	verdicts atomic.Pointer[Verdicts]    // nil: nobody is told
+	devices  atomic.Pointer[[]*endpoint] // by slot; a free one is nil
+	answers  answerLimit
+	probes   *prober
+	awake    chan struct{} // capacity 1: a way is used for the first time; nil: nobody waits
+	cut      atomic.Uint64
+	in       *ingress
 
 	tunnelMu sync.Mutex // guards inside
 	inside   *ingress   // of what comes through Tunnel, in its goroutines

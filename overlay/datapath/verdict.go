@@ -86,7 +86,11 @@ func (w *worker) begin(snap *fib.Snapshot, src, dst *end, peer uint32) Reason {
 	}
 	w.verdict, w.recorded = w.flow.Ref(), true
 	w.cost += paceNewFlow
-	return w.check(snap, src, dst)
+	r := w.check(snap, src, dst)
+	if r == Passed {
+		w.tellFlow()
+	}
+	return r
 }
 
 // record fills w.flow for a flow that from opens (or opened) to to.

@@ -36,6 +36,8 @@ type worker struct {
 	recorded bool
 	// limit is the MTU that the last packet was too big for.
 	limit int
+	// told is the verdict that is just being told.
+	told Told
 	// cost is what the last packet cost, in units of pace.
 	cost int
 

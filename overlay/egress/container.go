@@ -8,6 +8,7 @@ import (
 
 	"tulle/overlay/egress/rules"
 	"tulle/overlay/netstack"
+	"tulle/overlay/trafficlog"
 	"tulle/policy"
 )
 
@@ -15,6 +16,7 @@ import (
 type container struct {
 	e           *Egress
 	who         Identity
+	logged      trafficlog.End // who it is in the traffic log
 	incarnation uint64
 	rules       atomic.Pointer[rules.Set]
 	limits      limiter

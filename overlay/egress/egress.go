@@ -17,6 +17,7 @@ import (
 	"tulle/overlay/fib"
 	"tulle/overlay/netcfg"
 	"tulle/overlay/packet"
+	"tulle/overlay/trafficlog"
 )
 
 // Options is what an Egress is made of.
@@ -39,8 +40,8 @@ type Options struct {
 	// HostServices are the exact addresses of this host that containers may reach.
 	HostServices []HostService
 	Limits       Limits
-	Traffic      *TrafficLog // nil: nothing is logged
-	NAT          Recorder    // nil: nothing is recorded
+	Traffic      *trafficlog.Log // nil: nothing is logged
+	NAT          Recorder        // nil: nothing is recorded
 	Log          *slog.Logger
 
 	// For tests; optional. Socket opens sockets, Router asks the kernel's routing.
@@ -82,6 +83,11 @@ type Identity struct {
 	AppName   string     `json:"app_name,omitempty"`
 	Space     string     `json:"space,omitempty"`
 	Org       string     `json:"org,omitempty"`
+}
+
+// End is the container as a traffic log has it.
+func (i Identity) End() trafficlog.End {
+	return trafficlog.End{Container: i.Container, App: i.App, AppName: i.AppName, Space: i.Space, Org: i.Org}
 }
 
 // Egress is made by New; its methods may be called from any goroutine.
@@ -146,7 +152,7 @@ func (e *Egress) Close() {
 
 // Attach makes a container known: it may say what set allows from now on.
 func (e *Egress) Attach(who Identity, incarnation uint64, set *rules.Set) {
-	c := &container{e: e, who: who, incarnation: incarnation, sessions: map[*session]struct{}{}, datagrams: map[flowKey]*datagrams{}}
+	c := &container{e: e, who: who, logged: who.End(), incarnation: incarnation, sessions: map[*session]struct{}{}, datagrams: map[flowKey]*datagrams{}}
 	c.rules.Store(set)
 	c.limits.init(&e.opt.Limits)
 	e.mu.Lock()

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"tulle/overlay/egress"
+	"tulle/overlay/trafficlog"
 	"tulle/policy"
 )
 
@@ -42,9 +43,11 @@ func (l *lines) all(t *testing.T) []map[string]any {
 func TestTrafficLog(t *testing.T) {
 	log := &lines{}
 	now := time.Unix(1700000000, 0)
+	traffic := trafficlog.New(trafficlog.Options{Out: log, Switches: trafficlog.Switches{Denied: true}, Denied: 2, HostIP: "192.0.2.1", HostID: "cell-1",
+		Now: func() time.Time { return now }})
+	t.Cleanup(traffic.Close)
 	r := newRig(t, func(o *egress.Options) {
-		o.Now = func() time.Time { return now }
-		o.Traffic = egress.NewTrafficLog(egress.LogOptions{Out: log, Denied: 2, HostIP: "192.0.2.1", HostID: "cell-1"})
+		o.Traffic = traffic
 	})
 	server, _ := tcpServer(t, r.world, "192.0.2.2:8000")
 	logged := allow("tcp", "192.0.2.2", "8000")
@@ -58,6 +61,7 @@ func TestTrafficLog(t *testing.T) {
 		_, err := c.dial("192.0.2.3:80")
 		refused(t, err)
 	}
+	until(t, "all refusals are logged or held back", func() bool { s := traffic.Stats(); return s.Written+s.Limited == 6 })
 	got := log.all(t)
 	if len(got) != 3 {
 		t.Fatalf("%d lines, want one accepted and two of five refusals", len(got))
@@ -99,7 +103,19 @@ func TestTrafficLog(t *testing.T) {
 	if _, err := c.dial(server.String()); err != nil {
 		t.Fatal(err)
 	}
-	if n := len(log.all(t)); n != 3 {
-		t.Errorf("%d lines after a connection that nobody wants logged", n)
+	until(t, "the connection is counted", func() bool { return r.e.Stats().Verdicts["allowed"] == 2 })
+	if s := traffic.Stats(); s.Written+s.Limited+s.Lost != 6 {
+		t.Errorf("%+v after a connection that nobody wants logged", s)
+	}
+	// Switched at run time: the same connection, and no refusal.
+	traffic.Set(trafficlog.Switches{Allowed: true})
+	_, err := c.dial("192.0.2.3:80")
+	refused(t, err)
+	if _, err := c.dial(server.String()); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the connection is logged", func() bool { return traffic.Stats().Written == 4 })
+	if last := log.all(t)[3]; field(last, "message") != "cfnetworking.iptables.egress-allowed" {
+		t.Errorf("with only the allowed ones on: %v", last)
 	}
 }

@@ -219,6 +219,11 @@ func (c *Cell) Ports(context.Context) ([]control.ListedPort, error) {
 	return slices.Clone(c.ports), nil
 }
 
+// TrafficLog implements control.Handler; nothing is written down here.
+func (c *Cell) TrafficLog(context.Context, control.Peer, control.TrafficLogSet) (control.TrafficLog, error) {
+	return control.TrafficLog{}, nil
+}
+
 // AddRules implements control.Handler.
 func (c *Cell) AddRules(_ context.Context, _ control.Peer, r control.RulesAdd) (control.RulesAdded, error) {
 	c.mu.Lock()

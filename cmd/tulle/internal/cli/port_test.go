@@ -23,6 +23,10 @@ func (cell) Ports(context.Context) ([]control.ListedPort, error) {
 	}, nil
 }
 
+func (cell) TrafficLog(context.Context, control.Peer, control.TrafficLogSet) (control.TrafficLog, error) {
+	return control.TrafficLog{}, nil
+}
+
 func (cell) AddRules(context.Context, control.Peer, control.RulesAdd) (control.RulesAdded, error) {
 	return control.RulesAdded{}, nil
 }
