@@ -280,10 +280,8 @@ func (t *Tunnel) initiation(own *ownKey, b []byte, from netip.AddrPort, now int6
 	s.local = t.indexLocked(&entry{peer: p, session: s})
 	s.remote = endian.Uint32(b[4:])
 	s.unconfirmed.Store(true)
-	// What was made before and not confirmed, or is older than the present one, goes.
-	t.endLocked(p.next)
-	t.endLocked(p.previous)
-	p.next, p.previous = s, nil
+	t.endLocked(p.next) // which was not confirmed
+	p.next = s
 	p.begun, p.derived = now, now
 	p.heard(false)
 	p.moveLocked(from)
@@ -330,17 +328,10 @@ func (t *Tunnel) response(b []byte, from netip.AddrPort, now int64) error {
 	s.initiator = true
 	s.local = h.index // which the session has from now on
 	s.remote = endian.Uint32(b[4:])
-	// What the peer began meanwhile stays, for it may use that.
-	current := p.current.Load()
-	if p.next != nil {
-		t.endLocked(p.previous)
-		t.endLocked(current)
-		p.previous, p.next = p.next, nil
-		p.previous.unconfirmed.Store(false)
-	} else {
-		t.endLocked(p.previous)
-		p.previous = current
-	}
+	// What the peer began meanwhile stays, for it may use that; and so does what it
+	// may seal in until it has heard of the new one.
+	t.endLocked(p.previous)
+	p.previous = p.current.Load()
 	p.derived = now
 	p.target = PublicKey{}
 	p.heard(false)

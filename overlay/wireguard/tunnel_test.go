@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -30,6 +31,7 @@ type frame struct {
 type cell struct {
 	t      *testing.T
 	name   string
+	net    *udptest.Network
 	tunnel *Tunnel
 	key    PrivateKey
 	conn   *udptest.Conn
@@ -54,17 +56,58 @@ func (c *cell) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// later moves the clocks of all.
-func later(d time.Duration, cells ...*cell) {
+// later moves the clocks of all, when whatever is on its way has arrived, and waits
+// until what that brings about has arrived too.
+func later[D time.Duration | int64](d D, cells ...*cell) {
+	settle(cells...)
 	for _, c := range cells {
 		c.now.Add(int64(d))
 		c.tunnel.tick()
 	}
+	settle(cells...)
 }
 
-func newCell(t *testing.T, net *udptest.Network, n int) *cell {
+// settle waits until nothing is on its way: the network is quiet, handshakes too, and
+// they have sent nothing more.
+func settle(cells ...*cell) {
+	t, net := cells[0].t, cells[0].net
 	t.Helper()
-	c := &cell{t: t, name: fmt.Sprintf("cell-%d", n), got: make(chan frame, 4096), news: make(chan struct{}, 1)}
+	for {
+		before := 0
+		eventually(t, "the network is quiet", func() (quiet bool) { before, quiet = net.Quiet(); return quiet })
+		for _, c := range cells {
+			c.tunnel.handshakes <- message{n: initiationLen} // what was queued before it is done when it is taken
+			eventually(t, "handshakes are taken", func() bool { return len(c.tunnel.handshakes) == 0 })
+		}
+		if after, quiet := net.Quiet(); quiet && after == before {
+			return
+		}
+	}
+}
+
+// inUse is how many indices stand for handshakes and sessions.
+func (t *Tunnel) inUse() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.indices.n
+}
+
+// eventually waits for what tells nobody that it is true.
+func eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !is(); runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatal("never true: " + what)
+		}
+	}
+}
+
+func newCell(t *testing.T, net *udptest.Network, n int) *cell { return newCellWith(t, net, n, 1) }
+
+// newCellWith makes a cell that has so many sockets.
+func newCellWith(t *testing.T, net *udptest.Network, n, sockets int) *cell {
+	t.Helper()
+	c := &cell{t: t, net: net, name: fmt.Sprintf("cell-%d", n), got: make(chan frame, 4096), news: make(chan struct{}, 1)}
 	c.now.Store(int64(time.Hour))
 	var err error
 	if c.key, err = GenerateKey(); err != nil {
@@ -73,8 +116,16 @@ func newCell(t *testing.T, net *udptest.Network, n int) *cell {
 	if c.conn, err = net.Listen(netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), 51820)); err != nil {
 		t.Fatal(err)
 	}
+	conns := []udp.Conn{c.conn}
+	for range sockets - 1 {
+		beside, err := net.Listen(netip.AddrPortFrom(c.conn.Local().Addr(), 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, beside)
+	}
 	c.tunnel, err = New(Options{
-		Keys: []PrivateKey{c.key}, Address: netip.AddrFrom4([4]byte{100, 64, 0, byte(n)}), Conns: []udp.Conn{c.conn}, MTU: 1440,
+		Keys: []PrivateKey{c.key}, Address: netip.AddrFrom4([4]byte{100, 64, 0, byte(n)}), Conns: conns, MTU: 1440,
 		Receive: func(batch []udp.Message) {
 			for _, m := range batch {
 				c.got <- frame{m.From.Addr(), string(m.Buf[:m.N])}

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"tulle/overlay/udp"
 )
@@ -45,6 +46,7 @@ type Network struct {
 	hook  func(*Datagram) Fate
 	held  []Datagram
 	lost  int
+	given int    // datagrams delivered so far
 	next  uint16 // port given for port 0
 	mtu   int
 }
@@ -139,9 +141,24 @@ func (n *Network) deliverLocked(d Datagram) {
 	}
 	select {
 	case c.queue <- d:
+		n.given++
+		c.given.Add(1)
 	default:
 		n.lost++
 	}
+}
+
+// Quiet says whether all that was delivered has been received by somebody who has come
+// back for more, and how much that is. As long as the number stays, so does the quiet.
+func (n *Network) Quiet() (delivered int, quiet bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, c := range n.conns {
+		if c.given.Load() != c.done.Load() {
+			return n.given, false
+		}
+	}
+	return n.given, true
 }
 
 // Conn is a [udp.Conn] of a Network. Like a kernel with UDP_GRO it joins
@@ -150,7 +167,10 @@ type Conn struct {
 	net       *Network
 	local     netip.AddrPort
 	queue     chan Datagram
-	ahead     *Datagram // taken from queue, did not fit the message before; the receiver's
+	ahead     *Datagram    // taken from queue, did not fit the message before; the receiver's
+	given     atomic.Int64 // datagrams put into queue
+	done      atomic.Int64 // of those, the ones whose receiver has come back
+	taken     int64        // the receiver's
 	closed    chan struct{}
 	closeOnce sync.Once
 }
@@ -209,12 +229,14 @@ func (c *Conn) Receive(batch []udp.Message) (int, error) {
 	if len(batch) == 0 {
 		return 0, errors.New("receive into an empty batch")
 	}
+	c.done.Store(c.taken)
 	d, ok := c.take(true)
 	if !ok {
 		return 0, udp.ErrClosed
 	}
 	n := 0
 	for {
+		c.taken++
 		m := &batch[n]
 		m.N = copy(m.Buf, d.Payload)
 		m.Segment, m.From, m.ECN = m.N, d.From, d.ECN
@@ -229,6 +251,7 @@ func (c *Conn) Receive(batch []udp.Message) (int, error) {
 				m.N+len(d.Payload) > udp.MaxSend || m.N/m.Segment >= udp.MaxSegments {
 				break
 			}
+			c.taken++
 			last = copy(m.Buf[m.N:], d.Payload)
 			m.N += last
 		}

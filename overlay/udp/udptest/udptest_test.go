@@ -3,6 +3,7 @@ package udptest_test
 import (
 	"errors"
 	"net/netip"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -147,5 +148,40 @@ func TestLimitsAndAddresses(t *testing.T) {
 	send(t, a, cell2, 0, "again")
 	if got := receive(t, again, 1); !slices.Equal(got, []string{"again"}) {
 		t.Errorf("got %v", got)
+	}
+}
+
+// The network is quiet when a receiver has come back after what it was given last.
+func TestQuiet(t *testing.T) {
+	n, a, b := pair(t)
+	if got, quiet := n.Quiet(); got != 0 || !quiet {
+		t.Errorf("at the beginning: %d, %v", got, quiet)
+	}
+	send(t, a, cell2, 0, "one", "two", "three")
+	batch := []udp.Message{{Buf: make([]byte, 65535)}}
+	for total := 0; total < len("onetwothree"); total += batch[0].N {
+		if got, quiet := n.Quiet(); got != 3 || quiet {
+			t.Errorf("after %d bytes: %d, %v", total, got, quiet)
+		}
+		if _, err := b.Receive(batch); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, quiet := n.Quiet(); quiet {
+		t.Error("quiet while the receiver is still at it")
+	}
+	ended := make(chan error)
+	go func() {
+		_, err := b.Receive(batch)
+		ended <- err
+	}()
+	for _, quiet := n.Quiet(); !quiet; _, quiet = n.Quiet() {
+		runtime.Gosched()
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, udp.ErrClosed) {
+		t.Error(err)
 	}
 }
