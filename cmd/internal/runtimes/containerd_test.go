@@ -95,10 +95,10 @@ func archive(t *testing.T, rootfs string) string {
 func testContainerd(t *testing.T, w *world) {
 	server, client := w.hosts[0], w.hosts[1]
 	image := archive(t, w.image)
-	start := func(h *host, env []string, id string, command []string) error {
+	start := func(h *host, env []string, id string, command []string, flags ...string) error {
 		// ctr hands its streams on to the container; a shell ends in between.
-		_, err := h.try(env, append([]string{"sh", "-c", `"$@" </dev/null >/dev/null 2>/run/ctr.$$ || { cat /run/ctr.$$; exit 1; }`, "sh",
-			"ctr", "run", "-d", "--cni", "example.internal/box:1", id}, command...)...)
+		args := append([]string{"sh", "-c", `"$@" </dev/null >/dev/null 2>/run/ctr.$$ || { cat /run/ctr.$$; exit 1; }`, "sh", "ctr", "run", "-d", "--cni"}, flags...)
+		_, err := h.try(env, append(append(args, "example.internal/box:1", id), command...)...)
 		return err
 	}
 	for _, h := range w.hosts {
@@ -107,16 +107,20 @@ func testContainerd(t *testing.T, w *world) {
 		h.run(nil, "ctr", "image", "import", image)
 	}
 	must(t, start(server, nil, "ctr-server-0", serve))
-	must(t, start(client, []string{"TULLE_APP=ctr-client"}, "any", idle))
+	must(t, start(client, []string{"TULLE_APP=ctr-client"}, "any", idle, trustFlags(t, "containerd.md")...))
 	to, from := server.endpoint(t, ofApp("ctr-server")), client.endpoint(t, ofApp("ctr-client"))
 	if to.Container != "default-ctr-server-0" || to.Instance != "0" || to.Lifeline != control.LifelinePidfd {
 		t.Errorf("endpoint %+v", to)
 	}
 	n := 0
-	w.meet(t, from, to, func(args ...string) (string, error) {
+	inside := func(args ...string) (string, error) {
 		n++
-		return client.try(nil, append([]string{"ctr", "task", "exec", "--exec-id", fmt.Sprint("ask", n), "any"}, args...)...)
-	})
+		// ctr does not wait for the last of what a command has said when it has ended.
+		return client.try(nil, append([]string{"ctr", "task", "exec", "--exec-id", fmt.Sprint("ask", n), "any",
+			"sh", "-c", `"$0" "$@"; status=$?; sleep 1; exit $status`}, args...)...)
+	}
+	w.meet(t, from, to, inside)
+	w.verifies(t, from, to, inside)
 
 	// One that ends by itself is detached; then DEL finds nothing, and says so by success.
 	server.run(nil, "ctr", "task", "kill", "-s", "9", "ctr-server-0")

@@ -47,6 +47,8 @@ func testGarden(t *testing.T, w *world) {
 	for _, h := range w.hosts {
 		h.configure("garden.md", 0)
 	}
+	const conflist = "/etc/cni/net.d/10-tulle.conflist"
+	server.write(conflist, withTLS(t, files(t, "garden.md")[conflist]), 0)
 	at := freePort(t)
 	_, port, _ := strings.Cut(at, ":")
 	to := gardenContainer(t, server, "garden-server", "11111111-aaaa-4bbb-8ccc-000000000001", `{"host_port": `+port+`, "container_port": 8080}`)
@@ -55,6 +57,7 @@ func testGarden(t *testing.T, w *world) {
 	w.meet(t, from, to, func(args ...string) (string, error) {
 		return client.try(nil, append([]string{"ip", "netns", "exec", "garden-client"}, inBusybox(args)...)...)
 	})
+	w.verifies(t, from, to, gardenTrust(t, client, "garden-client"))
 	if got := fetch(t, at); got != "hello" {
 		t.Errorf("the port of Garden's router answers %q", got)
 	}
@@ -68,4 +71,38 @@ func testGarden(t *testing.T, w *world) {
 // inBusybox is get where the host's file system has no links to busybox.
 func inBusybox(args []string) []string {
 	return []string{args[0], args[1], strings.ReplaceAll(args[2], "| nc ", "| busybox nc ")}
+}
+
+// withTLS is a network's configuration with what the page says has port 61443
+// terminated.
+func withTLS(t *testing.T, conflist string) string {
+	t.Helper()
+	const socket = `"socket": "/run/tulle/celld.sock"`
+	if !strings.Contains(conflist, socket) {
+		t.Fatalf("the page's network is %s", conflist)
+	}
+	return strings.Replace(conflist, socket, socket+`, "tls": {"enabled": true}`, 1)
+}
+
+// gardenTrust runs commands in a container with the mounts and the environment that
+// the page's specification has, as guardian's runtime would make them.
+func gardenTrust(t *testing.T, h *host, name string) func(...string) (string, error) {
+	t.Helper()
+	var spec struct {
+		Mounts []struct {
+			From string `json:"src_path"`
+			To   string `json:"dst_path"`
+			Mode int    `json:"mode"`
+		} `json:"bind_mounts"`
+		Env []string `json:"env"`
+	}
+	trustJSON(t, "garden.md", &spec)
+	if len(spec.Mounts) != 1 || spec.Mounts[0].Mode != 0 {
+		t.Fatalf("the page's specification is %+v", spec)
+	}
+	h.write("/etc/netns/"+name+"/resolv.conf", "nameserver 169.254.0.2\n", 0) // guardian writes it
+	return func(args ...string) (string, error) {
+		return h.try(spec.Env, append([]string{"unshare", "--mount", "sh", "-c", `mkdir -p "$1" && mount --bind "$0" "$1" && mount -o remount,bind,ro "$1" && shift && exec ip netns exec "$@"`,
+			spec.Mounts[0].From, spec.Mounts[0].To, name}, args...)...)
+	}
 }

@@ -46,7 +46,7 @@ const hostRole = "TULLE_RUNTIMES_HOST"
 func newHost(t *testing.T, cell *demo.Cell, bin string) *host {
 	t.Helper()
 	h := &host{t: t, cell: cell, init: exec.Command("/proc/self/exe")}
-	h.init.Env = append(os.Environ(), hostRole+"="+filepath.Dir(cell.Socket), "TULLE_RUNTIMES_BIN="+bin)
+	h.init.Env = append(os.Environ(), hostRole+"="+filepath.Dir(cell.Socket), "TULLE_RUNTIMES_BIN="+bin, "TULLE_RUNTIMES_TRUST="+trustDir(t, cell))
 	h.init.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID}
 	h.init.Stderr = os.Stderr
 	in, err := h.init.StdinPipe()
@@ -67,7 +67,7 @@ func newHost(t *testing.T, cell *demo.Cell, bin string) *host {
 
 // beHost is the init: it mounts, waits for its orphans, and ends with its input.
 func beHost() error {
-	if err := mounts(os.Getenv(hostRole), os.Getenv("TULLE_RUNTIMES_BIN")); err != nil {
+	if err := mounts(os.Getenv(hostRole), os.Getenv("TULLE_RUNTIMES_BIN"), os.Getenv("TULLE_RUNTIMES_TRUST")); err != nil {
 		return err
 	}
 	signal.Ignore(syscall.SIGTERM, syscall.SIGINT)
@@ -91,7 +91,7 @@ func beHost() error {
 
 // mounts gives the host what it has of its own. /etc and /usr/lib stay readable
 // below; what is written to them goes away with the host.
-func mounts(socket, bin string) error {
+func mounts(socket, bin, trust string) error {
 	// The layers of what is written: in memory, at a place that is covered.
 	const layers = "/mnt"
 	steps := []func() error{
@@ -115,6 +115,15 @@ func mounts(socket, bin string) error {
 				return fmt.Errorf("useradd: %w: %s", err, out)
 			}
 			return nil
+		},
+		func() error { return bind(trust, "/var/lib/tulle/trust") },
+		func() error { return bind(trust, home+"/.local/state/tulle/trust") },
+		func() error {
+			var err error
+			for _, dir := range []string{"/.local", "/.local/state", "/.local/state/tulle"} {
+				err = errors.Join(err, os.Chown(home+dir, userID, userID))
+			}
+			return err
 		},
 	}
 	for i, step := range steps {

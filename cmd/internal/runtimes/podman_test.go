@@ -54,14 +54,17 @@ func testPodman(t *testing.T, w *world, page string, owner int, of func(*host) p
 	}
 	app := strings.TrimSuffix(page, ".md")
 	server.run(append([]string{"run", "-d", "--name", app + "-server-0", "box"}, serve...)...)
-	client.with("TULLE_APP="+app+"-client", "TULLE_SPACE=dev").run(append([]string{"run", "-d", "--name", "any-name-7", "box"}, idle...)...)
+	started := append(append([]string{"run", "-d", "--name", "any-name-7"}, trustFlags(t, page)...), "box")
+	client.with("TULLE_APP="+app+"-client", "TULLE_SPACE=dev").run(append(started, idle...)...)
 	to, from := server.h.endpoint(t, ofApp(app+"-server")), client.h.endpoint(t, ofApp(app+"-client"))
 	if to.Instance != "0" || to.Space != "default" || from.Space != "dev" || from.Instance != "" {
 		t.Errorf("endpoints %+v and %+v", to, from)
 	}
-	w.meet(t, from, to, func(args ...string) (string, error) {
+	inside := func(args ...string) (string, error) {
 		return client.try(append([]string{"exec", "any-name-7"}, args...)...)
-	})
+	}
+	w.meet(t, from, to, inside)
+	w.verifies(t, from, to, inside)
 	if conf := client.run("exec", "any-name-7", "cat", "/etc/resolv.conf"); !strings.Contains(conf, "nameserver 169.254.0.2") {
 		t.Errorf("resolv.conf says %q", conf)
 	}

@@ -49,6 +49,7 @@ func (u userRunc) create(image, name string, command []string) (pid string) {
 		}
 	}
 	spec["mounts"] = mounts
+	trusted(u.t, spec)
 	b, err := json.Marshal(spec)
 	must(u.t, err)
 	u.write(bundle+"/config.json", string(b), userID)
@@ -81,9 +82,11 @@ func testUserRunc(t *testing.T, w *world) {
 	if to.UID != userID || to.Lifeline != control.LifelinePidfd {
 		t.Errorf("endpoint %+v", to)
 	}
-	w.meet(t, from, to, func(args ...string) (string, error) {
+	inside := func(args ...string) (string, error) {
 		return client.try(nil, append([]string{"runc", "exec", "user-client"}, args...)...)
-	})
+	}
+	w.meet(t, from, to, inside)
+	w.verifies(t, from, to, inside)
 
 	pid := server.create(w.image, "outside", idle)
 	if out, err := server.try(append([]string{"CNI_ARGS=IgnoreUnknown=1;TULLE_APP=outside"}, cni...), "cnitool", "add", "tulle", "/proc/"+pid+"/ns/net"); err == nil || !strings.Contains(err.Error(), "inside the user namespace that owns it") {

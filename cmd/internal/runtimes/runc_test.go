@@ -32,11 +32,25 @@ func runcContainer(t *testing.T, h *host, image, app string, command []string) c
 			n["path"] = "/run/netns/" + name
 		}
 	}
+	trusted(t, spec)
 	b, err := json.Marshal(spec)
 	must(t, err)
 	h.write(bundle+"/config.json", string(b), 0)
 	h.run(nil, "sh", "-c", `runc run -d --bundle "$0" "$1" </dev/null >/dev/null 2>"$0/log" || { cat "$0/log"; exit 1; }`, bundle, name)
 	return h.endpoint(t, ofApp(app))
+}
+
+// trusted adds to a bundle's configuration what the page says of trust.
+func trusted(t *testing.T, spec map[string]any) {
+	t.Helper()
+	var add struct {
+		Mounts  []any
+		Process struct{ Env []any }
+	}
+	trustJSON(t, "runc.md", &add)
+	process := spec["process"].(map[string]any)
+	process["env"] = append(process["env"].([]any), add.Process.Env...)
+	spec["mounts"] = append(spec["mounts"].([]any), add.Mounts...)
 }
 
 func testRunc(t *testing.T, w *world) {
@@ -47,9 +61,11 @@ func testRunc(t *testing.T, w *world) {
 	}
 	to := runcContainer(t, server, w.image, "runc-server", serve)
 	from := runcContainer(t, client, w.image, "runc-client", idle)
-	w.meet(t, from, to, func(args ...string) (string, error) {
+	inside := func(args ...string) (string, error) {
 		return client.try(nil, append([]string{"runc", "exec", "runc-client-0"}, args...)...)
-	})
+	}
+	w.meet(t, from, to, inside)
+	w.verifies(t, from, to, inside)
 	server.run(cni, "cnitool", "check", "tulle", "/run/netns/runc-server-0")
 	if to.Instance != "0" || !strings.HasPrefix(to.Container, "cnitool-") {
 		t.Errorf("endpoint %+v", to)

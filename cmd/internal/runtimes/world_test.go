@@ -64,6 +64,7 @@ func build(t *testing.T) string {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
+	buildGet(t, dir)
 	return dir
 }
 
@@ -80,7 +81,7 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	keepCgroups(t)
 	bin := build(t)
-	w := &world{t: t, image: rootfs(t), bin: bin}
+	w := &world{t: t, image: rootfs(t, bin), bin: bin}
 	var err error
 	w.demo, err = demo.NewWorld(demo.Options{BinDir: bin, User: userID})
 	must(t, err)
@@ -99,13 +100,15 @@ func newWorld(t *testing.T) *world {
 	for i := range w.hosts {
 		cell, err := w.demo.StartCell(ctx, fmt.Sprintf("cell-%d", i+1), netip.AddrFrom4([4]byte{127, 0, 0, byte(i + 1)}))
 		must(t, err)
+		_, err = w.demo.StartProxy(ctx, cell)
+		must(t, err)
 		w.hosts[i] = newHost(t, cell, bin)
 	}
 	return w
 }
 
 // rootfs is a root file system of busybox, as a directory and beside it, .tar.
-func rootfs(t *testing.T) string {
+func rootfs(t *testing.T, bin string) string {
 	t.Helper()
 	top := t.TempDir()
 	must(t, os.Chmod(filepath.Dir(top), 0o755))
@@ -119,6 +122,9 @@ func rootfs(t *testing.T) string {
 	b, err := os.ReadFile(path)
 	must(t, err)
 	must(t, os.WriteFile(filepath.Join(dir, "bin/busybox"), b, 0o755))
+	b, err = os.ReadFile(filepath.Join(bin, getter))
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(dir, "bin", getter), b, 0o755))
 	for _, name := range []string{"sh", "httpd", "nc", "sleep", "cat"} {
 		must(t, os.Symlink("busybox", filepath.Join(dir, "bin", name)))
 	}
