@@ -17,7 +17,7 @@ import (
 // layers below its own, so a folder further down can be read without one
 // further up. A new package takes its place here.
 var layers = [][]string{
-	{"docs", "policy", "overlay/ring", "overlay/packet", "overlay/packet/packettest", "overlay/vxlan", "cmd/internal/conf", "cmd/internal/testrun", "cmd/tulle-bench/internal/bench"},
+	{"docs", "policy", "overlay/ring", "overlay/ready", "overlay/packet", "overlay/packet/packettest", "overlay/vxlan", "cmd/internal/conf", "cmd/internal/testrun", "cmd/tulle-bench/internal/bench"},
 	{"policy/api", "policy/table", "policy/lease", "policy/auth", "policy/ca",
 		"overlay/fib", "overlay/flow", "overlay/pmtu", "overlay/tun", "overlay/udp", "overlay/dns", "overlay/netcfg", "tlsproxy/certs", "tlsproxy/http1"},
 	{"overlay/mint", "overlay/trafficlog"},

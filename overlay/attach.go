@@ -12,6 +12,7 @@ import (
 	"tulle/overlay/dns"
 	"tulle/overlay/endpoint"
 	"tulle/overlay/fib"
+	"tulle/overlay/ready"
 	"tulle/overlay/shape"
 	"tulle/overlay/tap"
 	"tulle/overlay/tun"
@@ -48,7 +49,7 @@ func (l *life) Attach(ctx context.Context, r control.AttachRequest) (_ control.A
 	if err := limits(r.Bandwidth).Check(); err != nil {
 		return control.Attached{}, control.Errorf(control.CodeBadRequest, "attach %s: %v", r.Container, err)
 	}
-	dev, err := openTUN(r)
+	dev, err := openTUN(r, l.d.cfg.Waits)
 	if err != nil {
 		return control.Attached{}, err
 	}
@@ -74,8 +75,8 @@ func (l *life) answer(e endpoint.Endpoint, resumed bool) control.Attached {
 		Incarnation: incarnationUnder(l.lease, e), Resumed: resumed, Mask: l.d.cfg.hidden()}
 }
 
-func openTUN(r control.AttachRequest) (tun.Device, error) {
-	dev, err := openDevice(r.TUN)
+func openTUN(r control.AttachRequest, set *ready.Set) (tun.Device, error) {
+	dev, err := openDevice(r.TUN, set)
 	if errors.Is(err, tun.ErrNotTUN) || errors.Is(err, tun.ErrFlags) || errors.Is(err, tap.ErrFlags) {
 		return nil, control.Errorf(control.CodeNotTUN, "attach %s: %v", r.Container, err)
 	}
@@ -84,7 +85,7 @@ func openTUN(r control.AttachRequest) (tun.Device, error) {
 
 // openDevice makes a device of a descriptor: of a TUN, or of a TAP, for a guest that
 // wants Ethernet.
-func openDevice(f *os.File) (tun.Device, error) {
+func openDevice(f *os.File, set *ready.Set) (tun.Device, error) {
 	if tap.Is(f) {
 		d, err := tap.FromFile(f)
 		if err != nil {
@@ -92,7 +93,7 @@ func openDevice(f *os.File) (tun.Device, error) {
 		}
 		return d, nil
 	}
-	k, err := tun.FromFile(f)
+	k, err := tun.FromFileIn(f, set)
 	if err != nil {
 		return nil, err
 	}

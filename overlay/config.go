@@ -13,6 +13,7 @@ import (
 
 	"tulle/overlay/control"
 	"tulle/overlay/holder"
+	"tulle/overlay/ready"
 	"tulle/overlay/vxlan"
 	"tulle/overlay/wireguard"
 	"tulle/policy/api"
@@ -63,8 +64,13 @@ type Config struct {
 	TrustBundle string
 
 	Holder holder.Keeper // the Daemon closes it
-	Log    *slog.Logger
-	Ready  func(Ready) // called at the start of each life; optional
+	// Waits is where readers of devices and sockets wait; optional: in Go's poller.
+	Waits *ready.Set
+	// Processors is how many the machine gives; optional: runtime.GOMAXPROCS, which with
+	// Waits is more.
+	Processors int
+	Log        *slog.Logger
+	Ready      func(Ready) // called at the start of each life; optional
 
 	// For tests; optional.
 	Clock      Clock

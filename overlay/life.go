@@ -251,8 +251,8 @@ func (l *life) build() error {
 		MTU: l.mtu, IPv4Only: !l.ipv6(), Conn: l.socket, FIB: f, Policies: policies, Reach: reach,
 		Resolver:     l.resolve,
 		ResolverAddr: dns.Address.Addr(), ResolverAddr6: resolver6,
-		Outside: l.outside.e,
-		Log:     l.d.log,
+		Outside: l.outside.e, Processors: l.d.cfg.Processors,
+		Log: l.d.log,
 	}
 	if l.tunnel != nil {
 		o.Tunnel = l.tunnel

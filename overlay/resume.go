@@ -80,7 +80,7 @@ func (l *life) restoreKept(e endpoint.Endpoint, kept map[string]*os.File) error 
 	if e.Lifeline == control.LifelinePidfd && pidfd == nil {
 		return errors.New("its pidfd was not kept")
 	}
-	dev, err := openDevice(device)
+	dev, err := openDevice(device, l.d.cfg.Waits)
 	if err != nil {
 		return err
 	}

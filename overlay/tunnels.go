@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tulle/overlay/fib"
+	"tulle/overlay/ready"
 	"tulle/overlay/udp"
 	"tulle/overlay/vxlan"
 	"tulle/overlay/wireguard"
@@ -20,18 +21,18 @@ import (
 // sending there.
 func (l *life) bind() (err error) {
 	held, _ := l.d.ledger.Lease()
-	if l.socket, err = listen(l.d.cfg.Underlay, l.d.cfg.Port, held.Port); err != nil {
+	if l.socket, err = listen(l.d.cfg.Waits, l.d.cfg.Underlay, l.d.cfg.Port, held.Port); err != nil {
 		return err
 	}
 	if l.d.cfg.Mode != api.ModeWireGuard {
 		return nil
 	}
-	if l.inside, err = listen(l.d.cfg.Underlay, l.d.cfg.WireGuard, held.WireGuard); err != nil {
+	if l.inside, err = listen(l.d.cfg.Waits, l.d.cfg.Underlay, l.d.cfg.WireGuard, held.WireGuard); err != nil {
 		l.unbind()
 		return err
 	}
 	for range tunnelPorts - 1 {
-		s, err := listen(l.d.cfg.Underlay, 0, 0)
+		s, err := listen(l.d.cfg.Waits, l.d.cfg.Underlay, 0, 0)
 		if err != nil {
 			l.unbind()
 			return err
@@ -47,9 +48,9 @@ const tunnelPorts = 4
 
 // listen opens a socket at the port wanted. Where any will do, that of before is
 // tried first; 0 is none.
-func listen(underlay netip.Addr, port, before uint16) (*udp.Socket, error) {
+func listen(set *ready.Set, underlay netip.Addr, port, before uint16) (*udp.Socket, error) {
 	if port == 0 && before != 0 {
-		s, err := udp.Listen(netip.AddrPortFrom(underlay, before), udp.Options{})
+		s, err := udp.Listen(netip.AddrPortFrom(underlay, before), udp.Options{Set: set})
 		if err == nil {
 			return s, nil
 		}
@@ -57,7 +58,7 @@ func listen(underlay netip.Addr, port, before uint16) (*udp.Socket, error) {
 			return nil, fmt.Errorf("tunnel socket: %w", err)
 		}
 	}
-	s, err := udp.Listen(netip.AddrPortFrom(underlay, port), udp.Options{})
+	s, err := udp.Listen(netip.AddrPortFrom(underlay, port), udp.Options{Set: set})
 	if err != nil {
 		return nil, fmt.Errorf("tunnel socket: %w", err)
 	}

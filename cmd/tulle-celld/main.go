@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -28,6 +29,7 @@ import (
 	"tulle/overlay"
 	"tulle/overlay/control"
 	"tulle/overlay/holder"
+	"tulle/overlay/ready"
 	"tulle/policy/api"
 )
 
@@ -115,6 +117,10 @@ func serve(ctx context.Context, path string, stdout, stderr io.Writer) error {
 			}
 		})
 	}
+	cfg.Processors = runtime.GOMAXPROCS(0)
+	if cfg.Waits, err = waits(cfg.Processors); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		return fmt.Errorf("state directory: %w", err)
 	}
@@ -126,6 +132,19 @@ func serve(ctx context.Context, path string, stdout, stderr io.Writer) error {
 		return errors.Join(err, cfg.Holder.Close())
 	}
 	return d.Run(ctx)
+}
+
+// waits is where readers wait. Those that are seated keep a processor of Go's each,
+// the sockets' included, so there are as many more of these.
+func waits(processors int) (*ready.Set, error) {
+	const sockets = 2 // of many that are busy at a time: one of each tunnel mode
+	seats := min(processors, 16)
+	set, err := ready.New(seats, sockets)
+	if err != nil {
+		return nil, err
+	}
+	runtime.GOMAXPROCS(processors + seats + sockets)
+	return set, nil
 }
 
 // keeper is where duplicates of descriptors are: with the service manager, if

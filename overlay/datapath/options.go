@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"runtime"
 	"time"
 
 	"tulle/overlay/fib"
@@ -51,6 +52,8 @@ type Options struct {
 	// Outside carries what goes to no container and to no cell. nil: it is refused.
 	Outside Outside
 	Limits  Limits
+	// Processors is how many this cell has for its work; 0: runtime.GOMAXPROCS.
+	Processors int
 	// Ticks drives the Path's clock, once a second; nil: a ticker of its own. A
 	// test gives a channel that nothing is sent on, and calls Tick.
 	Ticks <-chan time.Time
@@ -112,6 +115,9 @@ func (o *Options) complete() error {
 	}
 	if o.Reach == nil {
 		o.Reach = table.New()
+	}
+	if o.Processors <= 0 {
+		o.Processors = runtime.GOMAXPROCS(0)
 	}
 	if o.VNI == 0 {
 		o.VNI = 1

@@ -1,9 +1,6 @@
 package datapath
 
-import (
-	"runtime"
-	"time"
-)
+import "time"
 
 // A container that sends as many small packets as it can would use up the processors
 // that its neighbours' packets need, and the queues that they share with it: at peers'
@@ -36,8 +33,8 @@ type pace struct {
 }
 
 // paceTime is how long paceUnits of work take at least.
-func paceTime() time.Duration {
-	return paceUnits * time.Second / time.Duration(paceRate*runtime.GOMAXPROCS(0))
+func paceTime(processors int) time.Duration {
+	return paceUnits * time.Second / time.Duration(paceRate*processors)
 }
 
 // account is called behind each packet, with what it cost.

@@ -102,7 +102,7 @@ func New(o Options) (*Path, error) {
 		resolver: o.Resolver, resolverAddr: o.ResolverAddr, resolverAddr6: o.ResolverAddr6, outside: o.Outside,
 		attached: make(map[netip.Addr]*endpoint),
 		begun:    time.Now(),
-		paceTime: paceTime(),
+		paceTime: paceTime(o.Processors),
 		stop:     make(chan struct{}),
 	}
 	p.devices.Store(new([]*endpoint))

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"os"
 
-	"golang.org/x/sys/unix"
+	"tulle/overlay/ready"
 )
 
 // Keeper keeps one descriptor a name. Names are container ids: letters, digits,
@@ -23,22 +23,19 @@ type Keeper interface {
 	Close() error
 }
 
-// Duplicate is a second descriptor of what f is, close-on-exec.
+// Duplicate is a second descriptor of what f is, close-on-exec. Nobody waits for it, so
+// Go's poller is not told of it.
 func Duplicate(f *os.File) (*os.File, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return nil, fmt.Errorf("duplicate descriptor: %w", err)
 	}
-	var fd int
-	var derr error
+	var d *os.File
 	// Not f.Fd: that would make the shared description blocking.
-	if err := raw.Control(func(old uintptr) { fd, derr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 3) }); err != nil {
-		return nil, fmt.Errorf("duplicate descriptor: %w", err)
+	if e := raw.Control(func(fd uintptr) { d, err = ready.Duplicate(fd, f.Name()) }); e != nil {
+		return nil, fmt.Errorf("duplicate descriptor: %w", e)
 	}
-	if derr != nil {
-		return nil, fmt.Errorf("duplicate descriptor: %w", derr)
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
+	return d, err
 }
 
 func closeAll(files map[string]*os.File) {

@@ -69,7 +69,12 @@ func (s *Systemd) inherit(first, count int, names []string) {
 		if !ours || s.files[name] != nil {
 			continue
 		}
-		s.files[name] = os.NewFile(uintptr(fd), name)
+		f := os.NewFile(uintptr(fd), name)
+		if d, err := Duplicate(f); err == nil { // out of Go's poller
+			_ = f.Close()
+			f = d
+		}
+		s.files[name] = f
 	}
 }
 

@@ -74,8 +74,28 @@ func TestFromFDRefuses(t *testing.T) {
 	}
 }
 
+// waits are the ways in which a reader can wait.
+var waits = []struct {
+	name  string
+	seats int // -1: in Go's poller
+}{{"in the poller", -1}, {"in a seat", 1}, {"in a set without seats", 0}}
+
+// in makes a container whose reader waits so.
+func in(t *testing.T, seats int) *container {
+	t.Helper()
+	if seats < 0 {
+		return newContainer(t, left)
+	}
+	return newContainerIn(t, left, newSet(t, seats))
+}
+
 func TestCloseWakesTheReader(t *testing.T) {
-	c := newContainer(t, left)
+	for _, w := range waits {
+		t.Run(w.name, func(t *testing.T) { testCloseWakesTheReader(t, in(t, w.seats)) })
+	}
+}
+
+func testCloseWakesTheReader(t *testing.T, c *container) {
 	failed := make(chan error, 1)
 	go func() {
 		b := make([]byte, tun.MaxRead)
@@ -106,7 +126,12 @@ func TestCloseWakesTheReader(t *testing.T) {
 }
 
 func TestInterfaceDownAndGone(t *testing.T) {
-	c := newContainer(t, left)
+	for _, w := range waits {
+		t.Run(w.name, func(t *testing.T) { testInterfaceDownAndGone(t, in(t, w.seats)) })
+	}
+}
+
+func testInterfaceDownAndGone(t *testing.T, c *container) {
 	link := func(f func(netlink.Link) error) {
 		t.Helper()
 		if err := c.ns.Do(func() error {
@@ -128,9 +153,20 @@ func TestInterfaceDownAndGone(t *testing.T) {
 	if err := c.dev.Write(p); !errors.Is(err, tun.ErrDown) {
 		t.Errorf("down: %v", err)
 	}
+	waiting := make(chan error)
+	go func() {
+		var err error
+		for b := make([]byte, tun.MaxRead); err == nil; {
+			_, err = c.dev.Read(b)
+		}
+		waiting <- err
+	}()
 	link(netlink.LinkDel)
 	if err := c.dev.Write(p); !errors.Is(err, tun.ErrGone) {
 		t.Errorf("write to a deleted interface: %v", err)
+	}
+	if err := <-waiting; !errors.Is(err, tun.ErrGone) {
+		t.Errorf("reader that waits: %v", err)
 	}
 	if _, err := c.dev.Read(make([]byte, tun.MaxRead)); !errors.Is(err, tun.ErrGone) {
 		t.Errorf("read from a deleted interface: %v", err)
@@ -200,7 +236,12 @@ func TestKernelTakesWhatCheckPasses(t *testing.T) {
 }
 
 func TestNoAllocations(t *testing.T) {
-	c := newContainer(t, left)
+	for _, w := range waits {
+		t.Run(w.name, func(t *testing.T) { testNoAllocations(t, in(t, w.seats)) })
+	}
+}
+
+func testNoAllocations(t *testing.T, c *container) {
 	p := make([]byte, packet.VirtioLen)
 	p = packet.AppendUDP(p, netip.AddrPortFrom(right, 1), netip.AddrPortFrom(left, 2), []byte("hello"))
 	pieces := [][]byte{p[:10], p[10:30], p[30:]}

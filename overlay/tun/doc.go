@@ -5,7 +5,8 @@
 //
 // [FromFD] and [FromFile] make a [Kernel], the [Device] over a real descriptor;
 // package tuntest has one in memory. One goroutine reads a device, any number
-// write to it, anyone closes it.
+// write to it, anyone closes it. The reader waits in Go's poller, or in a set of
+// package ready ([FromFileIn]).
 //
 // The wrapper never asks for the link's name, MTU or state in this process's own
 // network namespace: the device lives in another, where the same name is

@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"tulle/overlay/ready"
 )
 
 // Errors of FromFD and of a Kernel's Read and Write.
@@ -38,10 +40,12 @@ const (
 
 // Kernel is the Device over a real TUN descriptor.
 type Kernel struct {
-	file *os.File
-	raw  syscall.RawConn
-	name string
-	udp  bool
+	file   *os.File
+	raw    syscall.RawConn
+	name   string
+	udp    bool
+	source *ready.Source // nil: the file is in Go's poller
+	reads  read
 }
 
 var _ Device = (*Kernel)(nil)
@@ -51,13 +55,16 @@ var _ Device = (*Kernel)(nil)
 // It takes the descriptor by SyscallConn. f.Fd() must not be called on this or
 // any duplicate: it makes the open file description, which all duplicates share,
 // blocking, and then Close no longer wakes a reader.
-func FromFile(f *os.File) (*Kernel, error) {
+func FromFile(f *os.File) (*Kernel, error) { return FromFileIn(f, nil) }
+
+// FromFileIn is FromFile with a reader that waits in set; nil: in Go's poller.
+func FromFileIn(f *os.File, set *ready.Set) (*Kernel, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return nil, fmt.Errorf("use TUN descriptor: %w", err)
 	}
 	var k *Kernel
-	if e := raw.Control(func(fd uintptr) { k, err = FromFD(int(fd)) }); e != nil {
+	if e := raw.Control(func(fd uintptr) { k, err = fromFD(int(fd), set) }); e != nil {
 		return nil, fmt.Errorf("use TUN descriptor: %w", e)
 	}
 	return k, err
@@ -68,39 +75,58 @@ func FromFile(f *os.File) (*Kernel, error) {
 // and the interface lives until the last duplicate is closed. It asks the
 // kernel for all offloads it has. None of this needs a privilege or to be in
 // the device's namespace.
-func FromFD(fd int) (*Kernel, error) {
+func FromFD(fd int) (*Kernel, error) { return fromFD(fd, nil) }
+
+func fromFD(fd int, set *ready.Set) (*Kernel, error) {
 	name, err := checkKind(fd)
 	if err != nil {
 		return nil, err
 	}
-	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
-	if err != nil {
-		return nil, fmt.Errorf("duplicate TUN descriptor: %w", err)
-	}
 	// A Read or writev of the header's length, whatever the maker had set.
-	if err := unix.IoctlSetPointerInt(own, unix.TUNSETVNETHDRSZ, HeaderLen); err != nil {
-		unix.Close(own)
+	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, HeaderLen); err != nil {
 		return nil, fmt.Errorf("set virtio header length of TUN %q: %w", name, err)
 	}
-	if err := checkNoPI(own, name); err != nil {
-		unix.Close(own)
+	if err := checkNoPI(fd, name); err != nil {
 		return nil, err
 	}
-	// Non-blocking, so that Close wakes a reader. The library that made the device
-	// could open it here as well, but keeps two megabytes a device for joining
-	// packets, which happens elsewhere.
-	if err := unix.SetNonblock(own, true); err != nil {
-		unix.Close(own)
-		return nil, fmt.Errorf("open TUN %q: %w", name, err)
-	}
-	k := &Kernel{file: os.NewFile(uintptr(own), name), name: name}
-	if k.raw, err = k.file.SyscallConn(); err != nil {
-		k.file.Close()
+	k, err := open(fd, name, set)
+	if err != nil {
 		return nil, fmt.Errorf("open TUN %q: %w", name, err)
 	}
 	if err := k.setOffloads(); err != nil {
-		k.file.Close()
+		k.Close()
 		return nil, fmt.Errorf("set offloads of TUN %q: %w", name, err)
+	}
+	return k, nil
+}
+
+// open makes a Kernel of a duplicate of fd.
+//
+// It is non-blocking, so that Close wakes a reader. The library that made the device
+// could open it here as well, but keeps two megabytes a device for joining
+// packets, which happens elsewhere.
+func open(fd int, name string, set *ready.Set) (k *Kernel, err error) {
+	if err := unix.SetNonblock(fd, true); err != nil { // all duplicates are
+		return nil, err
+	}
+	k = &Kernel{name: name}
+	if set != nil {
+		k.file, err = ready.Duplicate(uintptr(fd), name)
+	} else if fd, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3); err == nil {
+		k.file = os.NewFile(uintptr(fd), name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	k.reads.init(k)
+	if k.raw, err = k.file.SyscallConn(); err == nil && set != nil {
+		if e := k.raw.Control(func(own uintptr) { k.source, err = set.Add(int(own), false) }); e != nil {
+			err = e
+		}
+	}
+	if err != nil {
+		k.file.Close()
+		return nil, err
 	}
 	return k, nil
 }
@@ -159,6 +185,9 @@ func (k *Kernel) UDPOffload() bool { return k.udp }
 
 // Read implements Device. Besides ErrClosed it can end with ErrGone.
 func (k *Kernel) Read(b []byte) (int, error) {
+	if k.source != nil {
+		return k.readSource(b)
+	}
 	n, err := k.file.Read(b)
 	if err == nil {
 		return n, nil
@@ -171,6 +200,26 @@ func (k *Kernel) Read(b []byte) (int, error) {
 		return 0, ErrGone
 	}
 	return 0, err
+}
+
+// readSource is Read where a Source waits.
+func (k *Kernel) readSource(b []byte) (int, error) {
+	r := &k.reads
+	r.b = b
+	// Control holds the descriptor open while the reader waits.
+	err := k.raw.Control(r.hold)
+	r.b = nil
+	switch {
+	case err != nil || errors.Is(r.err, ready.ErrClosed):
+		return 0, ErrClosed
+	case r.err != nil:
+		return 0, r.err
+	case r.errno == unix.EBADFD:
+		return 0, ErrGone
+	case r.errno != 0:
+		return 0, r.errno
+	}
+	return r.n, nil
 }
 
 // gone asks whether the descriptor has lost its interface.
@@ -219,11 +268,46 @@ func (k *Kernel) Write(pieces ...[]byte) error {
 
 // Close implements Device.
 func (k *Kernel) Close() error {
+	if k.source != nil {
+		k.source.Close()
+	}
 	err := k.file.Close()
 	if errors.Is(err, os.ErrClosed) {
 		return nil
 	}
 	return err
+}
+
+// read is the state of a reader with a Source. Its function is bound once, so that no
+// call allocates a closure.
+type read struct {
+	b     []byte
+	n     int
+	errno syscall.Errno
+	err   error   // of waiting
+	fd    uintptr // within hold
+	hold  func(fd uintptr)
+}
+
+func (r *read) init(k *Kernel) {
+	try := r.try
+	r.hold = func(fd uintptr) { r.fd = fd; r.err = k.source.Read(try) }
+}
+
+// try reads what is there; false: nothing. The call is short, so the scheduler isn't
+// told: it would look for something else to do on this processor.
+func (r *read) try() bool {
+	for {
+		n, _, errno := unix.RawSyscall(unix.SYS_READ, r.fd, uintptr(unsafe.Pointer(unsafe.SliceData(r.b))), uintptr(len(r.b)))
+		switch errno {
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			return false
+		}
+		r.n, r.errno = int(n), errno
+		return true
+	}
 }
 
 // write is the state of one writev; do is bound once, so that no call allocates
@@ -243,7 +327,7 @@ var writes = sync.Pool{New: func() any {
 
 func (w *write) writev(fd uintptr) {
 	for {
-		_, _, w.errno = unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&w.iov[0])), uintptr(w.n))
+		_, _, w.errno = unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&w.iov[0])), uintptr(w.n))
 		if w.errno != unix.EINTR {
 			return
 		}

@@ -18,6 +18,7 @@ import (
 
 	"tulle/overlay/netcfg/nstest"
 	"tulle/overlay/packet"
+	"tulle/overlay/ready"
 	"tulle/overlay/tun"
 )
 
@@ -40,15 +41,30 @@ type container struct {
 
 func newContainer(t testing.TB, addr netip.Addr) *container {
 	t.Helper()
+	return newContainerIn(t, addr, nil)
+}
+
+func newContainerIn(t testing.TB, addr netip.Addr, set *ready.Set) *container {
+	t.Helper()
 	c := &container{ns: nstest.New(t), addr: addr}
 	c.file = c.ns.TUN(t, "eth0", netip.PrefixFrom(addr, 32), mtu)
-	dev, err := tun.FromFile(c.file)
+	dev, err := tun.FromFileIn(c.file, set)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { dev.Close() })
 	c.dev = dev
 	return c
+}
+
+func newSet(t testing.TB, seats int) *ready.Set {
+	t.Helper()
+	set, err := ready.New(seats, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { set.Close() })
+	return set
 }
 
 func (c *container) listen(t testing.TB) *net.TCPListener {
@@ -180,8 +196,13 @@ func relay(t testing.TB, from, to *tun.Kernel, wire bool, s *seen) error {
 // pair makes two containers with relays both ways.
 func pair(t testing.TB, wire bool) (a, b *container, s *seen) {
 	t.Helper()
+	return pairIn(t, wire, nil)
+}
+
+func pairIn(t testing.TB, wire bool, set *ready.Set) (a, b *container, s *seen) {
+	t.Helper()
 	nstest.NeedTUN(t)
-	a, b, s = newContainer(t, left), newContainer(t, right), new(seen)
+	a, b, s = newContainerIn(t, left, set), newContainerIn(t, right, set), new(seen)
 	var wg sync.WaitGroup
 	for _, way := range [][2]*container{{a, b}, {b, a}} {
 		wg.Go(func() {
@@ -199,12 +220,18 @@ func pair(t testing.TB, wire bool) (a, b *container, s *seen) {
 // Two kernels' TCP stacks talk over two devices of ours, 50 MB each way at once.
 func TestKernelTCP(t *testing.T) {
 	for _, c := range []struct {
-		name string
-		wire bool
-		ecn  string
-	}{{"whole", false, "0"}, {"split and joined", true, "0"}, {"split and joined, ECN", true, "1"}} {
+		name  string
+		wire  bool
+		ecn   string
+		seats int // -1: the readers are in Go's poller
+	}{{"whole", false, "0", -1}, {"split and joined", true, "0", -1}, {"split and joined, ECN", true, "1", -1},
+		{"whole, readers in seats", false, "0", 2}, {"whole, one seat for two", false, "0", 1}, {"whole, no seats", false, "0", 0}} {
 		t.Run(c.name, func(t *testing.T) {
-			a, b, s := pair(t, c.wire)
+			var set *ready.Set
+			if c.seats >= 0 {
+				set = newSet(t, c.seats)
+			}
+			a, b, s := pairIn(t, c.wire, set)
 			for _, end := range []*container{a, b} {
 				if err := end.ns.Do(func() error {
 					return os.WriteFile("/proc/sys/net/ipv4/tcp_ecn", []byte(c.ecn), 0)

@@ -5,6 +5,7 @@
 //
 // [Listen] opens a real socket; package udptest has a network in memory. One
 // goroutine receives from a Conn, any number send on it, anyone closes it.
-// Waiting goroutines wait in Go's poller and hold no thread. Send and Receive
-// allocate nothing.
+// The receiver waits in Go's poller, or in a set of package ready. Send and Receive
+// allocate nothing; their system calls do not wait, are short, and are made without
+// telling Go's scheduler, which would look for other work in the meantime.
 package udp

@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"tulle/overlay/ready"
 )
 
 // DefaultBuffer is what is asked for each of the socket's buffers.
@@ -17,9 +21,10 @@ const DefaultBuffer = 4 << 20
 
 // Options of Listen. The zero value is what a cell uses.
 type Options struct {
-	NoSegmentation bool // never use UDP_SEGMENT
-	NoGRO          bool // never use UDP_GRO
-	Buffer         int  // bytes asked for each buffer; 0: DefaultBuffer
+	NoSegmentation bool       // never use UDP_SEGMENT
+	NoGRO          bool       // never use UDP_GRO
+	Buffer         int        // bytes asked for each buffer; 0: DefaultBuffer
+	Set            *ready.Set // where the receiver waits; nil: in Go's poller
 }
 
 // Features is what the kernel gave.
@@ -32,8 +37,9 @@ type Features struct {
 
 // Socket is the Conn over a real socket.
 type Socket struct {
-	conn     *net.UDPConn
+	conn     io.Closer
 	raw      syscall.RawConn
+	source   *ready.Source // nil: conn is in Go's poller
 	local    netip.AddrPort
 	ipv6     bool
 	segment  atomic.Bool // UDP_SEGMENT works
@@ -66,16 +72,46 @@ func Listen(addr netip.AddrPort, opts Options) (*Socket, error) {
 	if err != nil {
 		return nil, err // names the operation and the address
 	}
-	s.conn = pc.(*net.UDPConn)
-	s.local = s.conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	conn := pc.(*net.UDPConn)
+	s.conn = conn
+	s.local = conn.LocalAddr().(*net.UDPAddr).AddrPort()
 	s.local = netip.AddrPortFrom(s.local.Addr().Unmap(), s.local.Port())
-	if s.raw, err = s.conn.SyscallConn(); err != nil {
+	if opts.Set == nil {
+		s.raw, err = conn.SyscallConn()
+	} else {
+		err = s.leavePoller(conn, opts.Set)
+	}
+	if err != nil {
 		s.conn.Close()
 		return nil, fmt.Errorf("listen on %s: %w", addr, err)
 	}
 	s.segment.Store(s.features.Segmentation)
-	s.receive.init()
+	s.receive.init(s)
 	return s, nil
+}
+
+// leavePoller takes the socket out of Go's poller, which would wake at each datagram
+// whoever waits for it, and puts it into set.
+func (s *Socket) leavePoller(conn *net.UDPConn, set *ready.Set) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var f *os.File
+	if e := raw.Control(func(fd uintptr) { f, err = ready.Duplicate(fd, "udp") }); e != nil || err != nil {
+		return errors.Join(e, err)
+	}
+	s.conn = f
+	if err := conn.Close(); err != nil {
+		return err
+	}
+	if s.raw, err = f.SyscallConn(); err != nil {
+		return err
+	}
+	if e := s.raw.Control(func(fd uintptr) { s.source, err = set.Add(int(fd), true) }); e != nil {
+		return e
+	}
+	return err
 }
 
 // setOptions sets up a socket before it is bound. Buffers and offloads are taken
@@ -126,8 +162,11 @@ func (s *Socket) Local() netip.AddrPort { return s.local }
 
 // Close implements Conn.
 func (s *Socket) Close() error {
+	if s.source != nil {
+		s.source.Close()
+	}
 	err := s.conn.Close()
-	if errors.Is(err, net.ErrClosed) {
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrClosed) {
 		return nil
 	}
 	return err

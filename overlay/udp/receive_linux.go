@@ -7,6 +7,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"tulle/overlay/ready"
 )
 
 // maxBatch is how many messages one recvmmsg takes.
@@ -25,11 +27,16 @@ type receiver struct {
 	count   int
 	got     int
 	errno   syscall.Errno
-	wait    func(fd uintptr) bool // bound once
+	err     error                 // of waiting in a Source
+	fd      uintptr               // within hold
+	wait    func(fd uintptr) bool // for Go's poller; bound once, as hold is
+	hold    func(fd uintptr)      // for the Source, the descriptor being held open
 }
 
-func (r *receiver) init() {
+func (r *receiver) init(s *Socket) {
 	r.wait = r.recv
+	try := func() bool { return r.recv(r.fd) }
+	r.hold = func(fd uintptr) { r.fd = fd; r.err = s.source.Read(try) }
 	for i := range r.msgs {
 		h := &r.msgs[i].hdr
 		h.Name = (*byte)(unsafe.Pointer(&r.names[i]))
@@ -54,8 +61,8 @@ func (s *Socket) Receive(batch []Message) (int, error) {
 		h.SetControllen(int(unsafe.Sizeof(r.control[i])))
 		h.Flags = 0
 	}
-	if err := s.raw.Read(r.wait); err != nil {
-		return 0, ErrClosed
+	if err := s.wait(r); err != nil {
+		return 0, err
 	}
 	if r.errno != 0 {
 		return 0, r.errno
@@ -74,10 +81,25 @@ func (s *Socket) Receive(batch []Message) (int, error) {
 	return r.got, nil
 }
 
-// recv takes what is there; false makes the poller wait for more.
+// wait fills r.
+func (s *Socket) wait(r *receiver) error {
+	if s.source == nil {
+		if s.raw.Read(r.wait) != nil {
+			return ErrClosed
+		}
+		return nil
+	}
+	if s.raw.Control(r.hold) != nil || errors.Is(r.err, ready.ErrClosed) {
+		return ErrClosed
+	}
+	return r.err
+}
+
+// recv takes what is there; false: nothing. Like sending, this is short, so the
+// scheduler isn't told: it would look for something else to do on this processor.
 func (r *receiver) recv(fd uintptr) bool {
 	for {
-		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.msgs[0])), uintptr(r.count), unix.MSG_DONTWAIT, 0, 0)
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.msgs[0])), uintptr(r.count), unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case unix.EINTR:
 			continue

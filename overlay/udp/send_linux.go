@@ -31,12 +31,22 @@ type send struct {
 	errno   syscall.Errno
 	try     func(fd uintptr)      // send what is left, without waiting
 	wait    func(fd uintptr) bool // the same, for the poller
+	block   func(fd uintptr)      // the same, waiting on this thread
 }
 
 var sends = sync.Pool{New: func() any {
 	s := new(send)
 	s.try = s.flush
 	s.wait = func(fd uintptr) bool { s.flush(fd); return s.errno != unix.EAGAIN }
+	s.block = func(fd uintptr) {
+		room := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+		for s.errno == unix.EAGAIN {
+			if _, err := unix.Poll(room, -1); err != nil && err != unix.EINTR {
+				return
+			}
+			s.flush(fd)
+		}
+	}
 	return s
 }}
 
@@ -105,7 +115,7 @@ func (s *Socket) flush(op *send) syscall.Errno {
 		return errClosed
 	}
 	if op.errno == unix.EAGAIN {
-		if err := s.raw.Write(op.wait); err != nil {
+		if err := s.waitToSend(op); err != nil {
 			return errClosed
 		}
 	}
@@ -113,18 +123,26 @@ func (s *Socket) flush(op *send) syscall.Errno {
 	return op.errno
 }
 
+// waitToSend sends the rest of op as soon as there is room.
+func (s *Socket) waitToSend(op *send) error {
+	if s.source == nil {
+		return s.raw.Write(op.wait)
+	}
+	return s.raw.Control(op.block)
+}
+
 // flush is one or more system calls until all messages are sent or one fails.
 func (s *send) flush(fd uintptr) {
 	for {
 		if s.count == 1 {
-			_, _, s.errno = unix.Syscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&s.msgs[0].hdr)), unix.MSG_DONTWAIT)
+			_, _, s.errno = unix.RawSyscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&s.msgs[0].hdr)), unix.MSG_DONTWAIT)
 			if s.errno == unix.EINTR {
 				continue
 			}
 			return
 		}
 		var n uintptr
-		n, _, s.errno = unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&s.msgs[s.sent])), uintptr(s.count-s.sent), unix.MSG_DONTWAIT, 0, 0)
+		n, _, s.errno = unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&s.msgs[s.sent])), uintptr(s.count-s.sent), unix.MSG_DONTWAIT, 0, 0)
 		if s.errno == unix.EINTR {
 			continue
 		}

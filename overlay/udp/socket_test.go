@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tulle/overlay/netcfg/nstest"
+	"tulle/overlay/ready"
 	"tulle/overlay/udp"
 )
 
@@ -29,7 +30,17 @@ var modes = []struct {
 	{"no segmentation", udp.Options{NoSegmentation: true}},
 	{"no GRO", udp.Options{NoGRO: true}},
 	{"neither", udp.Options{NoSegmentation: true, NoGRO: true}},
+	{"in a set", udp.Options{Set: set}},
 }
+
+// set is where the sockets of one mode wait.
+var set = func() *ready.Set {
+	s, err := ready.New(0, 1)
+	if err != nil {
+		panic(err)
+	}
+	return s
+}()
 
 func listen(t testing.TB, addr netip.AddrPort, opts udp.Options) *udp.Socket {
 	t.Helper()
@@ -234,8 +245,14 @@ func TestReceiveTakesWhatIsThere(t *testing.T) {
 }
 
 func TestClose(t *testing.T) {
+	for _, m := range modes {
+		t.Run(m.name, func(t *testing.T) { testClose(t, m.opts) })
+	}
+}
+
+func testClose(t *testing.T, opts udp.Options) {
 	before := runtime.NumGoroutine()
-	s := listen(t, loopback, udp.Options{})
+	s := listen(t, loopback, opts)
 	failed := make(chan error)
 	go func() {
 		_, err := s.Receive(newBatch(1))

@@ -1,0 +1,116 @@
+package ready
+
+import (
+	"fmt"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Patience is how long a seated reader waits before it leaves its seat.
+const Patience = 4 * time.Millisecond
+
+// Source is one descriptor of a Set.
+type Source struct {
+	set      *Set
+	fd       int32
+	reserved bool          // it may have a reserved seat
+	wake     chan struct{} // capacity 1
+	closed   atomic.Bool
+
+	// The reader's.
+	seat    *atomic.Int32 // where its seat is from; nil: it has none
+	poll    unix.PollFd
+	timeout unix.Timespec
+}
+
+// Add takes a descriptor, which must not block and must stay open until Close has
+// been called and the reader has ended (syscall.RawConn's Control sees to that).
+// reserved is for the few that everybody depends on.
+func (s *Set) Add(fd int, reserved bool) (*Source, error) {
+	c := &Source{set: s, fd: int32(fd), reserved: reserved, wake: make(chan struct{}, 1)}
+	c.poll = unix.PollFd{Fd: c.fd, Events: unix.POLLIN}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// Armed by nobody yet.
+	if err := s.control(unix.EPOLL_CTL_ADD, c.fd, 0); err != nil {
+		return nil, fmt.Errorf("wait for descriptor: %w", err)
+	}
+	s.sources[c.fd] = c
+	return c, nil
+}
+
+func (s *Set) control(op int, fd int32, events uint32) (err error) {
+	e := unix.EpollEvent{Events: events | unix.EPOLLONESHOT, Fd: fd}
+	if e := s.raw.Control(func(ep uintptr) { err = unix.EpollCtl(int(ep), op, int(fd), &e) }); e != nil {
+		return e
+	}
+	return err
+}
+
+// Close ends the reader's waiting, at once or after Patience. It is idempotent.
+func (c *Source) Close() {
+	if c.closed.Swap(true) {
+		return
+	}
+	c.set.mu.Lock()
+	defer c.set.mu.Unlock()
+	delete(c.set.sources, c.fd)
+	_ = c.set.control(unix.EPOLL_CTL_DEL, c.fd, 0) // closing the descriptor does the same
+	c.rouse()
+}
+
+// rouse wakes the reader if it waits for that.
+func (c *Source) rouse() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Read calls try until it returns true: whenever there may be something to read,
+// and at first. It returns ErrClosed when the Source is closed.
+func (c *Source) Read(try func() bool) error {
+	for !c.closed.Load() {
+		if try() {
+			return nil
+		}
+		if c.sit() {
+			if c.look() {
+				continue
+			}
+			c.stand()
+		}
+		if err := c.set.control(unix.EPOLL_CTL_MOD, c.fd, unix.EPOLLIN); err != nil && !c.closed.Load() {
+			return fmt.Errorf("wait for descriptor: %w", err)
+		}
+		<-c.wake
+	}
+	c.stand()
+	return ErrClosed
+}
+
+func (c *Source) sit() bool {
+	if c.seat == nil {
+		c.seat = c.set.take(c.reserved)
+	}
+	return c.seat != nil
+}
+
+func (c *Source) stand() {
+	if c.seat != nil {
+		c.seat.Add(1)
+		c.seat = nil
+	}
+}
+
+// look waits in the kernel; false means that nothing came. The scheduler isn't told:
+// it would take the processor away and have another thread look for work.
+func (c *Source) look() bool {
+	c.timeout = unix.NsecToTimespec(int64(c.set.patience))
+	n, _, errno := syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&c.poll)), 1, uintptr(unsafe.Pointer(&c.timeout)), 0, 0, 0)
+	return n > 0 || errno == unix.EINTR
+}
