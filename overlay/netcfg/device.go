@@ -22,10 +22,19 @@ type Device struct {
 	MTU      int
 }
 
-// maxSegments is how many segments the container's stack may put into one
-// super-packet: what the daemon takes of one read (packet.MaxFrames). Unset, a
-// connection with a small MSS makes more, and hangs.
-const maxSegments = 64
+// maxSegments is how many segments of this MTU the container's stack may put into one
+// super-packet: what the daemon takes of one read (packet.MaxFrames), and what it can
+// send with one call (udp.MaxSend). A connection with a small MSS would make more, and
+// hang; a usual one would make two or three more than go at once, which cost the way
+// to a peer nearly as much as the rest.
+func maxSegments(mtu int) int {
+	const (
+		frames   = 64
+		bytes    = 65000
+		overhead = 82 // of the longest mode, inside the outer UDP: VXLAN in WireGuard
+	)
+	return max(1, min(frames, bytes/(mtu+overhead)))
+}
 
 // addrGenModeNone is IN6_ADDR_GEN_MODE_NONE of <linux/if_link.h>: no link-local
 // address, and so no router solicitation and no listener report.
@@ -47,7 +56,7 @@ func Configure(d Device) error {
 	if err := netlink.LinkSetMTU(link, d.MTU); err != nil {
 		return fmt.Errorf("set MTU %d of %s: %w", d.MTU, d.Name, err)
 	}
-	if err := netlink.LinkSetGSOMaxSegs(link, maxSegments); err != nil {
+	if err := netlink.LinkSetGSOMaxSegs(link, maxSegments(d.MTU)); err != nil {
 		return fmt.Errorf("set segments per super-packet of %s: %w", d.Name, err)
 	}
 	if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: ipNet(d.Address)}); err != nil {

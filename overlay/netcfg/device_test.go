@@ -39,6 +39,10 @@ func TestDeviceIsConfigured(t *testing.T) {
 		if link.Attrs().MTU != 1450 || link.Attrs().Flags&net.FlagUp == 0 {
 			t.Errorf("eth0 is %+v", link.Attrs())
 		}
+		// 43 frames with all headers of the longest mode would be more than one send.
+		if got := link.Attrs().GSOMaxSegs; got != 42 {
+			t.Errorf("a super-packet has at most %d segments, want 42", got)
+		}
 		var addrs []string
 		all, err := netlink.AddrList(link, netlink.FAMILY_ALL)
 		if err != nil {
