@@ -137,6 +137,7 @@ func FuzzEgress(f *testing.F) {
 func FuzzIngress(f *testing.F) {
 	world, client, _, far := fuzzWorld(f)
 	b := far.cell
+	b.path.in.crowd = 0
 	f.Add(join(sealed(b, 1, packettest.TCP(client.at(1), far.at(80), fSYN, 1, 0, nil)), sealed(b, 1, packettest.TCP(client.at(1), far.at(80), fACK, 2, 0, make([]byte, 100)))))
 	f.Add(join(sealed(b, 1, packettest.UDP(client.at(1), far.at(53), nil)), sealed(b, 0, packettest.UDP(client.at(1), far.at(53), nil)), sealed(b, 2, packettest.UDP(client.at(1), far.at(53), nil))))
 	var parts [][]byte

@@ -365,6 +365,7 @@ func TestLookupsUnderChange(t *testing.T) {
 		wg.Go(func() {
 			rnd := rand.New(rand.NewPCG(uint64(r), 1))
 			var f Flow
+			ahead := make([]Key, 100) // more than are taken at a time
 			for {
 				select {
 				case <-stop:
@@ -373,6 +374,9 @@ func TestLookupsUnderChange(t *testing.T) {
 				}
 				i := rnd.IntN(keep * 8)
 				k := key(i)
+				if ahead[rnd.IntN(len(ahead))] = k; rnd.IntN(50) == 0 {
+					table.Ahead(ahead)
+				}
 				d, ok := table.Lookup(&k, &f)
 				if !ok && i < keep {
 					t.Errorf("flow %d was not found", i)
@@ -417,7 +421,9 @@ func TestLookupDoesNotAllocate(t *testing.T) {
 	}
 	k := f.Key
 	seg := Segment{Bytes: 100, Flags: ack}
+	keys := make([]Key, 100)
 	if n := testing.AllocsPerRun(1000, func() {
+		table.Ahead(keys)
 		if d, ok := table.Lookup(&k, f); ok {
 			table.Touch(f.Ref(), d, &seg)
 		}
