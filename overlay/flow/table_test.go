@@ -413,6 +413,50 @@ func TestLookupsUnderChange(t *testing.T) {
 	wg.Wait()
 }
 
+// A packet of a known flow waits for nobody, whoever has the locks; a new flow waits for
+// its shard alone.
+func TestKnownFlowsNeedNoLock(t *testing.T) {
+	table := New(Limits{})
+	var keys []Key
+	for i := range 1000 {
+		keys = append(keys, key(i))
+		if err := table.Insert(newFlow(keys[i]), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range table.shards {
+		table.shards[i].mu.Lock()
+	}
+	table.Ahead(keys)
+	for _, k := range keys {
+		var f Flow
+		d, ok := table.Lookup(&k, &f)
+		if !ok || !table.Alive(f.Ref()) {
+			t.Fatalf("%v is not found", k)
+		}
+		table.Touch(f.Ref(), d, &Segment{Bytes: 1, Flags: ack})
+		table.SetGeneration(f.Ref(), 1)
+	}
+	const held = 7
+	for i := range table.shards {
+		if i != held {
+			table.shards[i].mu.Unlock()
+		}
+	}
+	for i, entered := 1000, 0; entered < 1000; i++ {
+		k := key(i)
+		n := nameOf(&k)
+		if n.hash(&table.seed)>>(64-shardBits) == held {
+			continue
+		}
+		if err := table.Insert(newFlow(k), nil); err != nil {
+			t.Fatal(err)
+		}
+		entered++
+	}
+	table.shards[held].mu.Unlock()
+}
+
 func TestLookupDoesNotAllocate(t *testing.T) {
 	table := New(Limits{})
 	f := newFlow(key(1))
