@@ -85,3 +85,24 @@ func TestAuthorizer(t *testing.T) {
 		t.Error("root held to db attached web")
 	}
 }
+
+// Keys and sockets of containers are given to root and the daemon's own user alone,
+// whatever else a uid may do, and whatever it asks for. So are the cell's keys.
+func TestKeysAreForTheDaemonsUserAlone(t *testing.T) {
+	const self, user, other = 500, 1000, 1001
+	s := &Server{Authorizer: NewAuthorizer(self, []Grant{{UID: user, Apps: []string{"*"}, Orgs: []string{"*"}}})}
+	for uid, may := range map[uint32]bool{0: true, self: true, user: false, other: false} {
+		want := CodeNotAllowed
+		if may {
+			want = CodeUnavailable // the next thing that is asked: this daemon has no TLS
+		}
+		for _, r := range []any{TLSList{}, TLSSockets{}, TLSCertificate{}, TLSCaller{}} {
+			if _, err := s.handleTLS(t.Context(), Peer{UID: uid}, r); codeOf(err) != want {
+				t.Errorf("uid %d, %T: %v", uid, r, err)
+			}
+		}
+		if err := s.Authorizer.Rotate(Peer{UID: uid}); (err == nil) != may {
+			t.Errorf("uid %d changes the cell's keys: %v", uid, err)
+		}
+	}
+}
