@@ -2,6 +2,7 @@ package garden_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -346,6 +347,76 @@ func TestNetOut(t *testing.T) {
 			}
 		})
 	}
+	if _, errs, code := c.call("down", "h1", "null"); code != 0 {
+		t.Error(errs)
+	}
+}
+
+// TestUpKilledMidway: guardian's host goes down, or somebody kills the networker, at
+// any point of up; the next down finds all that was done and takes it away.
+func TestUpKilledMidway(t *testing.T) {
+	nstest.NeedRoot(t)
+	nstest.NeedTUN(t)
+	daemon := cnitest.New(t)
+	begun, finish := make(chan struct{}), make(chan struct{})
+	stop := func() { begun <- struct{}{}; <-finish }
+	for _, when := range []string{"before it is attached", "before it is answered"} {
+		t.Run(when, func(t *testing.T) {
+			daemon.Set(func() {
+				daemon.Before, daemon.After = nil, nil
+				if when == "before it is attached" {
+					daemon.Before = stop
+				} else {
+					daemon.After = stop
+				}
+			})
+			n := nstest.New(t)
+			c := newCell(t, fmt.Sprintf(`{"name": "tulle", "cniVersion": "1.0.0", "plugins": [{"type": "tulle-cni", "socket": %q}]}`, daemon.Socket))
+			up := exec.Command(filepath.Join(c.bin, networker), "--configFile", c.config, "--action", "up", "--handle", "h1")
+			up.Stdin = strings.NewReader(fmt.Sprintf(upFor, `, "netin": [{"host_port": 0, "container_port": 8080}]`))
+			up.ExtraFiles = []*os.File{n.File()}
+			must(t, up.Start())
+			<-begun // port and mount are there, and the daemon has the request
+			must(t, up.Process.Kill())
+			if err := up.Wait(); err == nil {
+				t.Error("the networker was killed and succeeds")
+			}
+			finish <- struct{}{} // its plugin goes on, and nobody hears its answer
+			daemon.Settle()
+			if !c.mounted("h1") || !strings.Contains(c.stateText(), "h1") {
+				t.Errorf("killed %s: mounted %t, state %s", when, c.mounted("h1"), c.stateText())
+			}
+			if _, errs, code := c.call("down", "h1", "null"); code != 0 {
+				t.Errorf("down: %s", errs)
+			}
+			if left := daemon.Seen().Containers; len(left) != 0 || c.mounted("h1") || strings.Contains(c.stateText(), "h1") {
+				t.Errorf("left: endpoints %v, mounted %t, state %s", left, c.mounted("h1"), c.stateText())
+			}
+		})
+	}
+}
+
+// TestProcessNamesTheNamespace where guardian says one.
+func TestProcessNamesTheNamespace(t *testing.T) {
+	nstest.NeedRoot(t)
+	n := nstest.New(t)
+	c := newCell(t, foreignList(filepath.Join(t.TempDir(), "record"), answered, ""))
+	inside := exec.Command("cat")
+	in, err := inside.StdinPipe()
+	must(t, err)
+	must(t, n.Do(inside.Start))
+	defer func() { must(t, errors.Join(in.Close(), inside.Wait())) }()
+	out, errs, code := c.call("up", "h1", fmt.Sprintf(`{"Pid": %d, "properties": {"app_id": "a", "log_config": "{\"index\":0}"}}`, inside.Process.Pid))
+	if code != 0 || !strings.Contains(out, "10.255.77.2") {
+		t.Fatalf("up: %s%s", out, errs)
+	}
+	mounted, err := os.Open(filepath.Join(c.mount, "h1"))
+	must(t, err)
+	defer mounted.Close()
+	if same, err := netcfg.Same(mounted, n.Path()); err != nil || !same {
+		t.Errorf("the namespace kept is the process's: %t, %v", same, err)
+	}
+	must(t, mounted.Close())
 	if _, errs, code := c.call("down", "h1", "null"); code != 0 {
 		t.Error(errs)
 	}

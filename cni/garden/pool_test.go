@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -69,6 +70,28 @@ func TestStateFile(t *testing.T) {
 		ports, err := p.acquire("h", 1, 61000, 5000)
 		if got := fmt.Sprint(ports, " ", err); got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+	}
+}
+
+// TestStateFileThatCannotBe: the original's words for each.
+func TestStateFileThatCannotBe(t *testing.T) {
+	dir := t.TempDir()
+	for _, c := range []struct {
+		name string
+		make func(path string) error
+		want string
+	}{
+		{"no directory", func(path string) error { return os.WriteFile(filepath.Dir(path), nil, 0o600) }, "open lock: "},
+		{"no file", func(path string) error { return os.MkdirAll(path, 0o755) }, "decoding state file: "},
+		{"not to be replaced", func(path string) error { return os.MkdirAll(path+".new", 0o755) }, "encode and overwrite: "},
+	} {
+		p := portFile{filepath.Join(dir, c.name, "ports.json")}
+		if err := c.make(p.path); err != nil {
+			t.Fatal(err)
+		}
+		if ports, err := p.acquire("h", 1, 61000, 10); ports != nil || err == nil || !strings.HasPrefix(err.Error(), c.want) {
+			t.Errorf("%s: %v, %v, want %q", c.name, ports, err, c.want)
 		}
 	}
 }

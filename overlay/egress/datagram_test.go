@@ -3,9 +3,11 @@ package egress_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -146,6 +148,50 @@ func TestPingWithoutTheRight(t *testing.T) {
 			t.Errorf("stats %+v, want one failure and nothing open", s)
 		}
 	})
+}
+
+// TestSilence: a datagram conversation that says nothing for half a minute ends, one
+// that was answered after three; a TCP connection lives, however long it is silent.
+func TestSilence(t *testing.T) {
+	var ahead atomic.Int64
+	r := newRig(t, func(o *egress.Options) {
+		o.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	})
+	c := r.container(1, anything(t))
+	server, conns := tcpServer(t, r.world, "192.0.2.2:0")
+	near, err := c.dial(server.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	far := next(t, conns)
+	answering, silent := udpServer(t, r.world, "192.0.2.2:5000"), udpServer(t, r.world, "192.0.2.2:5001")
+	b := make([]byte, 10)
+	for s, answers := range map[*net.UDPConn]bool{answering: true, silent: false} {
+		conn := c.udp(s.LocalAddr().String())
+		if _, err := conn.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		_, from, err := s.ReadFromUDPAddrPort(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if answers {
+			if _, err := s.WriteToUDPAddrPort([]byte("y"), from); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := conn.Read(b); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, step := range []struct {
+		after time.Duration
+		open  int
+	}{{60 * time.Second, 2}, {48 * time.Hour, 1}} {
+		ahead.Store(int64(step.after))
+		until(t, fmt.Sprintf("after %v there are %d conversations", step.after, step.open), func() bool { return r.e.Stats().Open == step.open })
+	}
+	exchange(t, near, far)
 }
 
 func TestDatagramConversationsEnd(t *testing.T) {

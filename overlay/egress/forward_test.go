@@ -271,6 +271,39 @@ func TestForwardRefusals(t *testing.T) {
 	}
 }
 
+// TestForwardIsBoundWhereAsked: at one address of the host, or at all of a family.
+func TestForwardIsBoundWhereAsked(t *testing.T) {
+	r := newRig(t)
+	other := netip.MustParseAddr("198.51.100.7")
+	r.address(r.host, r.veth, netip.PrefixFrom(other, 32))
+	c := r.container(1, set(t))
+	server, conns := tcpServer(t, c.Namespace, at(c.addr, 0))
+	for _, row := range []struct {
+		host    string
+		reaches map[netip.Addr]bool
+	}{
+		{at(hostIP, 8080), map[netip.Addr]bool{hostIP: true, other: false, hostIP6: false}},
+		{"0.0.0.0:8081", map[netip.Addr]bool{hostIP: true, other: true, hostIP6: false}},
+	} {
+		f := tcp(row.host, server.Port())
+		if err := r.e.AddForward(c.addr, f); err != nil {
+			t.Fatal(err)
+		}
+		for to, reaches := range row.reaches {
+			near, err := dialIn(r, r.host, at(to, f.Host.Port()))
+			if !reaches {
+				refused(t, err)
+				continue
+			}
+			if err != nil {
+				t.Errorf("bound at %s, %v: %v", row.host, to, err)
+				continue
+			}
+			exchange(t, near, next(t, conns))
+		}
+	}
+}
+
 func TestForwardEndsWithItsContainer(t *testing.T) {
 	both(t, func(t *testing.T, fam family) {
 		r := newRig(t)

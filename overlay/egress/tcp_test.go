@@ -206,6 +206,39 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// TestOpenCap: a container has so many conversations in all, of whatever kind and
+// with whomever; another container has its own.
+func TestOpenCap(t *testing.T) {
+	r := newRig(t, func(o *egress.Options) { o.Limits = egress.Limits{Open: 2} })
+	a, conns := tcpServer(t, r.world, "192.0.2.2:0")
+	b, _ := tcpServer(t, r.world, "192.0.2.2:0")
+	udp := udpServer(t, r.world, "192.0.2.2:5000")
+	c := r.container(1, anything(t))
+	first, err := c.dial(a.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	next(t, conns)
+	c.udp("192.0.2.2:5000").Write([]byte("x"))
+	if _, _, err := udp.ReadFromUDPAddrPort(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.dial(b.String())
+	refused(t, err)
+	if v := r.e.Stats().Verdicts["connection_limit"]; v != 1 {
+		t.Errorf("%d refusals for the cap, want 1", v)
+	}
+	if _, err := r.container(2, anything(t)).dial(a.String()); err != nil {
+		t.Errorf("another container: %v", err)
+	}
+	first.SetLinger(0)
+	first.Close()
+	until(t, "the cap has room", func() bool { return r.e.Stats().Open == 2 })
+	if _, err := c.dial(b.String()); err != nil {
+		t.Errorf("after one ended: %v", err)
+	}
+}
+
 func TestDryRunAndCap(t *testing.T) {
 	now := time.Now()
 	r := newRig(t, func(o *egress.Options) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"strings"
@@ -140,6 +141,22 @@ func (g gardens) dial(network, to string) (c net.Conn, err error) {
 	return c, err
 }
 
+// serve answers HTTP in the container, with what it returns.
+func (g gardens) serve(port int) string {
+	g.t.Helper()
+	var l net.Listener
+	must(g.t, g.ns.Do(func() (err error) {
+		l, err = net.Listen("tcp", fmt.Sprint(":", port))
+		return err
+	}))
+	g.t.Cleanup(func() { l.Close() })
+	text := "here is " + g.handle
+	go func() {
+		_ = http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, text) }))
+	}()
+	return text
+}
+
 // echoes says whether what is written comes back.
 func echoes(c net.Conn) error {
 	if _, err := c.Write([]byte("hello")); err != nil {
@@ -219,14 +236,36 @@ func testGardenRules(t *testing.T, w *world) {
 	}
 	one.refused("tcp4", world.at(7003))
 
+	// A port that is asked for while it runs, where it is asked for.
+	served := one.serve(8080)
+	host := freePort(t)
+	_, number, _ := strings.Cut(host, ":")
+	mapped := `{"host_port":` + number + `,"container_port":8080}`
+	if out, errs, err := one.call("net-in", `{"HostIP": "127.0.0.1", "HostPort": `+number+`, "ContainerIP": "", "ContainerPort": 8080}`); err != nil || errs != "" || strings.TrimSpace(out) != mapped {
+		t.Fatalf("net-in: %v, stdout %q, stderr %q, want %s", err, out, errs, mapped)
+	}
+	if got := fetch(t, host); got != served {
+		t.Errorf("the port answers %q", got)
+	}
+	if out, errs, err := other.call("net-in", `{"HostIP": "127.0.0.1", "HostPort": `+number+`, "ContainerPort": 80}`); err == nil || !strings.Contains(errs, "container h1") {
+		t.Errorf("the same port for another: %q, %q, %v", out, errs, err)
+	}
+
 	must(t, cell.Kill())
 	must(t, cell.Restart(ctx))
+	if got := fetch(t, host); got != served {
+		t.Errorf("after the daemon was killed the port answers %q", got)
+	}
 	one.reaches("tcp4", world.at(7002))
 	one.reaches("udp4", world.at(7000))
 	one.refused("tcp4", world.at(7003))
 	other.refused("tcp4", world.at(7001))
 
 	one.must("down", "null")
+	if c, err := net.Dial("tcp", host); err == nil {
+		c.Close()
+		t.Error("the port of a container that is gone accepts")
+	}
 	one.up("")
 	one.refused("tcp4", world.at(7000))
 	one.refused("tcp4", world.at(7001))
