@@ -131,6 +131,16 @@ func (u *Underlay) DefaultRoute() error {
 	})
 }
 
+// NoTimeWait lets the first host forget connections at once. Tens of thousands of them
+// go to one address and port, more than there are source ports: those of one candidate
+// in TIME-WAIT would hold up the other, and what is measured would be the kernel's
+// search for a port.
+func (u *Underlay) NoTimeWait() error {
+	return u.Hosts[0].Do(func() error {
+		return os.WriteFile("/proc/sys/net/ipv4/tcp_max_tw_buckets", []byte("0"), 0)
+	})
+}
+
 // veth joins two namespaces.
 func veth(a, b *Namespace, nameA, nameB string) error {
 	err := a.Do(func() error {
