@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -44,7 +45,10 @@ type Log struct {
 	next uint64
 	live map[uint64]entry // begun and not ended in this life
 	run  string           // names this life: numbers begin anew in the next
-	err  error            // of the last write
+	line []byte           // scratch
+	// who is containers' identities as they are written: one is in many lines.
+	who  map[egress.Identity][]byte
+	err  error // of the last write
 	stop chan struct{}
 	done chan struct{}
 }
@@ -78,7 +82,7 @@ func Open(o Options, run string) (*Log, error) {
 	if o.Bytes <= 0 {
 		o.Bytes = 64 << 20
 	}
-	l := &Log{path: filepath.Join(o.Dir, "nat.log"), half: o.Bytes / 2, live: map[uint64]entry{}, run: run, stop: make(chan struct{}), done: make(chan struct{})}
+	l := &Log{path: filepath.Join(o.Dir, "nat.log"), half: o.Bytes / 2, live: map[uint64]entry{}, who: map[egress.Identity][]byte{}, run: run, stop: make(chan struct{}), done: make(chan struct{})}
 	if err := l.open(); err != nil {
 		return nil, err
 	}
@@ -127,13 +131,57 @@ func (l *Log) End(id uint64, at time.Time) {
 }
 
 func (l *Log) noteLocked(e entry) {
-	b, err := json.Marshal(e)
+	b, err := l.appendLocked(l.line[:0], &e)
 	if err == nil {
-		err = l.writeLocked(append(b, '\n'))
+		l.line = b
+		err = l.writeLocked(b)
 	}
 	if err != nil {
 		l.err = err
 	}
+}
+
+// maxWho is how many identities are kept in their written form.
+const maxWho = 1024
+
+// appendLocked appends the line as encoding/json writes it, without asking each time
+// what the fields are: there are two lines a connection.
+func (l *Log) appendLocked(b []byte, e *entry) ([]byte, error) {
+	b = append(b, `{"run":`...)
+	b = strconv.AppendQuote(b, e.Run)
+	b = strconv.AppendUint(append(b, `,"id":`...), e.ID, 10)
+	at := func(name string, t time.Time) {
+		if !t.IsZero() {
+			b = append(t.AppendFormat(append(b, name...), time.RFC3339Nano), '"')
+		}
+	}
+	at(`,"begin":"`, e.Begin)
+	at(`,"end":"`, e.End)
+	if e.Protocol != "" {
+		b = strconv.AppendQuote(append(b, `,"protocol":`...), e.Protocol)
+	}
+	to := func(name string, a netip.AddrPort) {
+		if a.IsValid() {
+			b = append(a.AppendTo(append(b, name...)), '"')
+		}
+	}
+	to(`,"source":"`, e.Source)
+	to(`,"remote":"`, e.Remote)
+	if e.Who != (egress.Identity{}) {
+		who, there := l.who[e.Who]
+		if !there {
+			var err error
+			if who, err = json.Marshal(e.Who); err != nil {
+				return nil, err
+			}
+			if len(l.who) >= maxWho {
+				clear(l.who)
+			}
+			l.who[e.Who] = who
+		}
+		b = append(append(b, `,"who":`...), who...)
+	}
+	return append(b, '}', '\n'), nil
 }
 
 func (l *Log) writeLocked(b []byte) error {
@@ -156,12 +204,13 @@ func (l *Log) rotateLocked() error {
 	if err := l.open(); err != nil {
 		return err
 	}
+	var b []byte // not l.line: that waits for its place behind these
 	for _, e := range l.live {
-		b, err := json.Marshal(e)
-		if err != nil {
+		var err error
+		if b, err = l.appendLocked(b[:0], &e); err != nil {
 			return err
 		}
-		n, err := l.w.Write(append(b, '\n'))
+		n, err := l.w.Write(b)
 		if l.size += int64(n); err != nil {
 			return err
 		}

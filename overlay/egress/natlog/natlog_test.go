@@ -1,6 +1,7 @@
 package natlog
 
 import (
+	"encoding/json"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -57,6 +58,28 @@ func expect(t *testing.T, got []string, want ...string) {
 	for i := range want {
 		if got[i] != want[i] {
 			t.Errorf("found %q, want %q", got, want)
+		}
+	}
+}
+
+// Lines are what encoding/json would write.
+func TestLines(t *testing.T) {
+	l := open(t, t.TempDir(), "run", 1<<20)
+	at := time.Date(2026, 3, 1, 12, 0, 0, 123000, time.UTC)
+	six := netip.MustParseAddrPort("[2001:db8::1]:443")
+	for _, e := range []entry{
+		{Run: "abc", ID: 7, End: at},
+		{Run: "abc", ID: 8, Begin: at, Protocol: "tcp", Source: source(1), Remote: six, Who: egress.Identity{Container: "c", Address: six.Addr()}},
+		{Run: "abc", ID: 9, Begin: at, Protocol: "icmp", Source: netip.AddrPortFrom(six.Addr(), 0), Remote: remote,
+			Who: egress.Identity{Container: "<\"\u2028\x01>", App: "a", AppName: "n", Space: "s", Org: "ö"}},
+		{Run: "abc", ID: 10, Begin: at, Who: egress.Identity{Container: "c", Address: six.Addr()}},
+	} {
+		want, err := json.Marshal(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := l.appendLocked(nil, &e); err != nil || string(got) != string(want)+"\n" {
+			t.Errorf("line %s, %v, want %s", got, err, want)
 		}
 	}
 }
