@@ -37,7 +37,13 @@ type session struct {
 	forward HostService   // whose it is; zero for one that the container began
 	record  uint64        // of the NAT log
 	kill    func()        // ends it at once; may be called again
+	// keep is called once, when the conversation is no brief one.
+	keep  func()
+	since time.Time
 }
+
+// brief is how long a conversation may last until it is held to be a lasting one.
+const brief = 10 * time.Second
 
 // stack is the container's end of everything, made when it is first needed; nil if
 // the container is gone.
@@ -46,7 +52,7 @@ func (c *container) stack() *netstack.Stack {
 		s, err := netstack.New(netstack.Options{
 			MTU:      c.e.opt.MTU,
 			Device:   func(pieces ...[]byte) error { return c.e.opt.Deliver(c.who.Address, c.incarnation, pieces...) },
-			Request:  c.request,
+			Request:  func(q *netstack.Request) { c.e.workers.lend(func() { c.request(q) }) },
 			Datagram: c.datagram,
 			Echo:     c.echo,
 			Refused:  c.refused,
@@ -133,7 +139,8 @@ func (c *container) judgeAgain() {
 	}
 }
 
-// sweep ends datagram conversations that have been silent for too long.
+// sweep ends datagram conversations that have been silent for too long, and sees to
+// connections that last.
 func (c *container) sweep(now time.Time) {
 	c.mu.Lock()
 	var old []*datagrams
@@ -142,9 +149,19 @@ func (c *container) sweep(now time.Time) {
 			old = append(old, d)
 		}
 	}
+	var lasting []func()
+	for s := range c.sessions {
+		if s.keep != nil && now.Sub(s.since) > brief {
+			lasting = append(lasting, s.keep)
+			s.keep = nil
+		}
+	}
 	c.mu.Unlock()
 	for _, d := range old {
 		d.kill()
+	}
+	for _, keep := range lasting {
+		keep()
 	}
 	c.limits.sweep(now)
 }

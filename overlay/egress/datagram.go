@@ -106,7 +106,7 @@ func (c *container) openDatagrams(key flowKey, p policy.Packet) (*datagrams, Ver
 	if key.protocol != packet.ProtoUDP {
 		proto = int(key.protocol) // a ping socket
 	}
-	s, err := c.e.open(unix.SOCK_DGRAM, proto, key.to, 0)
+	s, err := c.e.open(proto, key.to)
 	if err != nil {
 		c.limits.disconnect(key.to)
 		c.e.counts.failed.Add(1)

@@ -16,6 +16,9 @@
 // judged again when rules or surroundings change, and end when they would not be
 // allowed any more.
 //
+// TCP sockets are watched by one poller for all ([poller]); who learns of little
+// carries it at once, and what takes longer is a worker's ([workers]).
+//
 // Every socket's source port is noted in a bounded log (package natlog), so that it
 // can be said later whose it was.
 package egress

@@ -103,6 +103,8 @@ type Egress struct {
 	containers atomic.Pointer[map[netip.Addr]*container]
 	forwards   forwards
 	counts     counters
+	poller     *poller
+	workers    *workers
 
 	mu       sync.Mutex // guards containers' writers, and pingSaid
 	pingSaid bool
@@ -128,6 +130,11 @@ func New(o Options) (*Egress, error) {
 		}
 		e.router = r
 	}
+	var err error
+	if e.poller, err = newPoller(); err != nil {
+		return nil, fmt.Errorf("egress: %w", err)
+	}
+	e.workers = newWorkers()
 	e.around.Store(&Surroundings{})
 	e.containers.Store(&map[netip.Addr]*container{})
 	e.forwards.init(e)
@@ -144,6 +151,8 @@ func (e *Egress) Close() {
 			e.Detach(c.who.Address, c.incarnation)
 		}
 		e.wg.Wait()
+		e.poller.close()
+		e.workers.close()
 		if r, ok := e.router.(*netcfg.Router); ok && e.opt.Router == nil {
 			r.Close()
 		}

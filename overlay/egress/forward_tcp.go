@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/netip"
-	"os"
 	"syscall"
 	"time"
 
@@ -18,10 +17,10 @@ import (
 func (f *forward) accept() {
 	for {
 		var fd int
-		var from unix.Sockaddr
+		var from syscall.Sockaddr
 		var err error
 		rerr := f.raw.Read(func(l uintptr) bool {
-			fd, from, err = unix.Accept4(int(l), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+			fd, from, err = syscall.Accept4(int(l), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 			return !errors.Is(err, unix.EAGAIN)
 		})
 		if rerr != nil {
@@ -34,15 +33,8 @@ func (f *forward) accept() {
 			}
 			continue
 		}
-		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
-		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 300)
-		s := &socket{f: os.NewFile(uintptr(fd), "forward")}
-		if s.raw, err = s.f.SyscallConn(); err != nil {
-			s.close()
-			continue
-		}
-		go f.connect(s, fromSockaddr(from))
+		s := f.fs.e.newStream(fd)
+		f.fs.e.workers.do(func() { f.connect(s, fromSockaddr(from)) })
 	}
 }
 
@@ -60,7 +52,7 @@ func (f *forward) owner() (*container, Forward) {
 
 // connect joins an accepted connection with the container, as the client: packets
 // come to it from the client's own address, which nobody else needs to route.
-func (f *forward) connect(s *socket, client netip.AddrPort) {
+func (f *forward) connect(s *stream, client netip.AddrPort) {
 	c, what := f.owner()
 	if c == nil {
 		s.abort()
@@ -78,12 +70,12 @@ func (f *forward) connect(s *socket, client netip.AddrPort) {
 		s.abort()
 		return
 	}
-	l := newLine(conn, s, func(l *line) {
+	l := c.e.newLine(conn, s, func(l *line) {
 		c.leave(l.session)
 		release()
 		c.e.counts.open.Add(-1)
 	})
-	l.session = &session{forward: HostService{what.Host, what.Protocol}, kill: l.abort}
+	l.session = &session{forward: HostService{what.Host, what.Protocol}, kill: l.abort, keep: s.keep, since: c.e.opt.Now()}
 	c.e.counts.open.Add(1)
 	if !c.enter(l.session) {
 		l.abort()

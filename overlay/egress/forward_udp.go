@@ -3,6 +3,7 @@ package egress
 import (
 	"errors"
 	"net/netip"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,10 +35,10 @@ func (f *forward) receive() {
 	b := make([]byte, 65535)
 	for {
 		var n int
-		var from unix.Sockaddr
+		var from syscall.Sockaddr
 		var err error
 		rerr := f.raw.Read(func(fd uintptr) bool {
-			n, from, err = unix.Recvfrom(int(fd), b, 0)
+			n, from, err = syscall.Recvfrom(int(fd), b, 0)
 			return !errors.Is(err, unix.EAGAIN)
 		})
 		if rerr != nil {

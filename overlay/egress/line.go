@@ -10,66 +10,101 @@ import (
 )
 
 // line joins a container's connection with a socket of the host: bytes both ways,
-// each direction's end passed on by itself, a reset as a reset. Idle it has one
-// goroutine, parked in the poller, and no buffer.
+// each direction's end passed on by itself, a reset as a reset. Idle it has no
+// goroutine and no buffer.
 type line struct {
+	e       *Egress
 	conn    *netstack.Conn
-	sock    *socket
+	sock    *stream
 	session *session
 	done    func(*line)
 	stop    func() // of Notify
 
-	// state of the container's direction: pumping, and whether there may be more.
-	out atomic.Int32
+	// Of the container's direction, and of the far end's: whether somebody reads, and
+	// whether there may be more.
+	outward, inward turn
 
 	mu    sync.Mutex // guards what follows
 	open  int        // directions
 	ended bool
 }
 
+// turn lets one goroutine at a time carry a direction, and none of the news get lost.
+type turn struct{ state atomic.Int32 }
+
 const (
-	parked  = iota // nobody reads the container's side
-	pumping        // somebody does
-	again          // and news came meanwhile
+	parked   = iota // nobody reads
+	carrying        // somebody does
+	again           // and news came meanwhile
 )
 
-func newLine(conn *netstack.Conn, sock *socket, done func(*line)) *line {
-	return &line{conn: conn, sock: sock, done: done, open: 2}
+// take is called with news; true: the caller carries now.
+func (t *turn) take() bool {
+	for {
+		switch t.state.Load() {
+		case parked:
+			if t.state.CompareAndSwap(parked, carrying) {
+				return true
+			}
+		case carrying:
+			if t.state.CompareAndSwap(carrying, again) {
+				return false
+			}
+		default:
+			return false
+		}
+	}
 }
 
+// leave is called by who carries and has no more; false: there may be more again. At a
+// direction's end it is not called: nothing more comes, and nobody need look.
+func (t *turn) leave() bool {
+	if t.state.CompareAndSwap(carrying, parked) {
+		return true
+	}
+	t.state.Store(carrying)
+	return false
+}
+
+func (e *Egress) newLine(conn *netstack.Conn, sock *stream, done func(*line)) *line {
+	l := &line{e: e, conn: conn, sock: sock, done: done, open: 2}
+	sock.line.Store(l)
+	return l
+}
+
+// start carries from now on; what is there already first, in the caller's goroutine.
 func (l *line) start() {
 	l.mu.Lock()
 	if l.ended {
 		l.mu.Unlock()
 		return
 	}
-	l.stop = l.conn.Notify(l.news)
+	l.outward.take() // whatever comes while it is made known is looked at below
+	l.stop = l.conn.Notify(l.said)
 	l.mu.Unlock()
-	go l.in()
-	l.news() // what came before there was someone to tell
+	if err := l.sock.watch(); err != nil {
+		l.abort()
+		return
+	}
+	l.out()
 }
 
-// news is called from the stack's goroutines.
-func (l *line) news() {
-	for {
-		switch l.out.Load() {
-		case parked:
-			if l.out.CompareAndSwap(parked, pumping) {
-				go l.pump()
-				return
-			}
-		case pumping:
-			if l.out.CompareAndSwap(pumping, again) {
-				return
-			}
-		default:
-			return
-		}
+// said is called from the stack's goroutines.
+func (l *line) said() {
+	if l.outward.take() {
+		l.e.workers.do(l.out)
 	}
 }
 
-// pump carries what the container has sent, until there is no more for now.
-func (l *line) pump() {
+// arrived is called by the poller.
+func (l *line) arrived() {
+	if l.inward.take() {
+		l.in(true)
+	}
+}
+
+// out carries what the container has sent, until there is no more for now.
+func (l *line) out() {
 	b := buffers.get()
 	defer buffers.put(b)
 	for {
@@ -81,12 +116,10 @@ func (l *line) pump() {
 				return
 			}
 		case errors.Is(err, netstack.ErrWouldBlock):
-			if l.out.CompareAndSwap(pumping, parked) {
+			if l.outward.leave() {
 				return
 			}
-			l.out.Store(pumping)
 		case errors.Is(err, io.EOF):
-			// It stays "pumping": nothing more comes, and nobody need look.
 			l.sock.shut()
 			l.half()
 			return
@@ -97,13 +130,50 @@ func (l *line) pump() {
 	}
 }
 
-// in carries what the far end sends.
-func (l *line) in() {
-	for {
-		b, n, err := l.sock.read(buffers.get, buffers.put)
-		if n > 0 {
-			err = l.conn.WriteAll(b[:n])
-		} else if err == nil {
+// briefly is how often the poller's goroutine reads at most before it sees to others.
+const briefly = 8
+
+// in carries what the far end has sent, until there is no more for now. The poller's
+// goroutine carries little, and never waits: what takes longer is a worker's.
+func (l *line) in(brief bool) {
+	b := buffers.get()
+	if brief && len(b) > smallBuffer {
+		b = b[:smallBuffer]
+	}
+	for rounds := 1; ; rounds++ {
+		n, more, err := l.sock.read(b)
+		switch {
+		case n > 0:
+			if rest, err := l.conn.TryWrite(b[:n]); err != nil {
+				buffers.put(b)
+				l.abort()
+				return
+			} else if len(rest) > 0 {
+				if brief {
+					l.e.workers.do(func() { l.rest(b, rest) })
+					return
+				}
+				if err := l.conn.WriteAll(rest); err != nil {
+					buffers.put(b)
+					l.abort()
+					return
+				}
+			}
+			switch {
+			case !more && l.inward.leave():
+				buffers.put(b)
+				return
+			case brief && (n == len(b) || rounds == briefly):
+				buffers.put(b)
+				l.e.workers.do(func() { l.in(false) })
+				return
+			}
+		case errors.Is(err, errAgain):
+			if l.inward.leave() {
+				buffers.put(b)
+				return
+			}
+		case err == nil:
 			buffers.put(b)
 			if l.conn.CloseWrite() != nil {
 				l.abort()
@@ -111,15 +181,23 @@ func (l *line) in() {
 			}
 			l.half()
 			return
-		}
-		if b != nil {
+		default:
 			buffers.put(b)
-		}
-		if err != nil {
 			l.abort()
 			return
 		}
 	}
+}
+
+// rest writes what the container had no room for, and carries on.
+func (l *line) rest(b, rest []byte) {
+	err := l.conn.WriteAll(rest)
+	buffers.put(b)
+	if err != nil {
+		l.abort()
+		return
+	}
+	l.in(false)
 }
 
 // half notes the end of a direction; after both all is closed in order.

@@ -15,8 +15,7 @@ import (
 // patience of a connect, as Linux's own.
 const patience = 127 * time.Second
 
-// request is called, in its own goroutine, with a connection that the container
-// opens.
+// request is called by a worker with a connection that the container opens.
 func (c *container) request(q *netstack.Request) {
 	if c.e.isResolver(q.To.Addr()) {
 		c.service(q)
@@ -37,7 +36,7 @@ func (c *container) request(q *netstack.Request) {
 		return
 	}
 	release := func() { c.limits.disconnect(to) }
-	s, err := c.e.open(unix.SOCK_STREAM, 0, to, patience)
+	s, err := c.e.dial(to, patience)
 	if err != nil {
 		release()
 		c.e.counts.failed.Add(1)
@@ -65,13 +64,13 @@ func (c *container) request(q *netstack.Request) {
 		return
 	}
 	record := c.e.begin("tcp", s.local, to, c.who)
-	l := newLine(conn, s, func(l *line) {
+	l := c.e.newLine(conn, s, func(l *line) {
 		c.leave(l.session)
 		release()
 		c.e.end(record)
 		c.e.counts.open.Add(-1)
 	})
-	l.session = &session{packet: p, record: record, kill: l.abort}
+	l.session = &session{packet: p, record: record, kill: l.abort, keep: s.keep, since: c.e.opt.Now()}
 	c.e.counts.open.Add(1)
 	c.e.report(c, event{packet: p, from: q.From, group: j.group, byRule: j.log})
 	if !c.enter(l.session) {

@@ -190,6 +190,24 @@ func (c *Conn) TryRead(b []byte) (int, error) {
 	return 0, errno(err)
 }
 
+// TryWrite writes what there is room for and returns the rest. b is the caller's again.
+func (c *Conn) TryWrite(b []byte) (rest []byte, err error) {
+	for len(b) > 0 {
+		var r bytes.Reader
+		r.Reset(b)
+		n, terr := c.ep.Write(&r, tcpip.WriteOptions{})
+		b = b[n:]
+		switch terr.(type) {
+		case nil:
+		case *tcpip.ErrWouldBlock:
+			return b, nil
+		default:
+			return b, errno(terr)
+		}
+	}
+	return nil, nil
+}
+
 // WriteAll writes b, waiting for room. b is the caller's again when it returns.
 func (c *Conn) WriteAll(b []byte) error {
 	_, err := io.Copy(struct{ io.Writer }{c.TCPConn}, bytes.NewReader(b))
