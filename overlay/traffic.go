@@ -166,12 +166,13 @@ func (t *traffic) write(v *datapath.Verdicts) {
 	snap := t.l.world.fib.Load()
 	for told := (datapath.Told{}); v.Take(&told); {
 		e := trafficlog.Entry{
-			Between: true, Ingress: told.Ingress, Allowed: told.Reason == datapath.Passed, Mark: uint32(told.Tag),
+			Between: true, Allowed: told.Reason == datapath.Passed, Mark: uint32(told.Tag),
 			Src: netip.AddrPortFrom(told.Src, told.SrcPort), Dst: netip.AddrPortFrom(told.Dst, told.DstPort),
 			Protocol: protocolName(told.Proto), Type: told.ICMPType, Code: told.ICMPCode,
 			Own: t.end(snap, told.Src), Other: t.end(snap, told.Dst),
 		}
-		if told.Ingress {
+		// A refusal of what nobody has is the affair of who asked for it.
+		if e.Ingress = told.Ingress && e.Other != nil; e.Ingress {
 			e.Own, e.Other = e.Other, e.Own
 		}
 		if told.Reason != datapath.Passed {

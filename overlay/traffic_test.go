@@ -3,14 +3,15 @@ package overlay
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"tulle/overlay/control"
@@ -80,12 +81,7 @@ func (c *cell) untilLogged(want ...string) {
 // the original's operators do, and both ends named.
 func TestTrafficBetweenContainersIsLogged(t *testing.T) {
 	p := newPlane(t)
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := netip.MustParseAddrPort(free.Addr().String())
-	free.Close()
+	at := freePort(t)
 	with := func(name string, change func(*EgressConfig)) func(*Config) {
 		return func(c *Config) {
 			c.Egress.Log, c.Egress.LogDenied = filepath.Join(p.dir, name+".log"), 1000
@@ -140,6 +136,13 @@ func TestTrafficBetweenContainersIsLogged(t *testing.T) {
 	web.refused(db, 5433)
 	refusal := fmt.Sprintf("egress-denied tcp %s>%s:5433 from web-1/web/s1/o1 on one to /// on two: no_endpoint", web.addr(), db.addr())
 	one.untilLogged(refusal)
+	// What nobody has, in the own lease, is the affair of who asks for it.
+	nobody := &app{at: control.Attached{Address: netip.PrefixFrom(web.addr().Next().Next(), 32)}}
+	if _, err := web.dial(nobody, 5433, patience); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("an address that nobody has: %v", err)
+	}
+	refusals := []string{refusal, fmt.Sprintf("egress-denied tcp %s>%s:5433 from web-1/web/s1/o1 on one to /// on : no_endpoint", web.addr(), nobody.addr())}
+	one.untilLogged(refusals...)
 	set(one, control.TrafficLogSet{ContainersDenied: &no}) // a policy takes its moment to arrive
 
 	// What is allowed, where it arrives; the original's switch is that of cell two.
@@ -178,7 +181,7 @@ func TestTrafficBetweenContainersIsLogged(t *testing.T) {
 	// What is refused at the source is a line there, and the app of the far end is known by now.
 	set(one, control.TrafficLogSet{ContainersDenied: &yes})
 	web.refused(db, 5436)
-	one.untilLogged(refusal, strings.NewReplacer("5433", "5436", "/// on two: no_endpoint", "/db// on two: no_policy").Replace(refusal))
+	one.untilLogged(append(refusals, strings.NewReplacer("5433", "5436", "/// on two: no_endpoint", "/db// on two: no_policy").Replace(refusal))...)
 
 	// A start is as the configuration has it.
 	two.shut()

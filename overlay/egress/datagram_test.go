@@ -151,7 +151,7 @@ func TestPingWithoutTheRight(t *testing.T) {
 }
 
 // TestSilence: a datagram conversation that says nothing for half a minute ends, one
-// that was answered after three; a TCP connection lives, however long it is silent.
+// that was answered lives longer, and a TCP connection however long it is silent.
 func TestSilence(t *testing.T) {
 	var ahead atomic.Int64
 	r := newRig(t, func(o *egress.Options) {

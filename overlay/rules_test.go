@@ -1,0 +1,56 @@
+package overlay
+
+import (
+	"fmt"
+	"testing"
+
+	"tulle/overlay/control"
+	"tulle/policy"
+)
+
+// TestRulesAddedLater: who may attach the app may give its container rules, once
+// each, and as many as a container may have; nobody else may, and what is refused
+// changes nothing.
+func TestRulesAddedLater(t *testing.T) {
+	p := newPlane(t)
+	const user, stranger = 4711, 4712
+	one := p.cell("one", "127.0.0.1", func(c *Config) {
+		c.Egress.Static = true
+		c.Allow = []control.Grant{{UID: user, Apps: []string{"web"}}, {UID: stranger, Apps: []string{"db"}}}
+	})
+	one.attach("web-1", "web", control.LifelineNone)
+	rule := func(i int) policy.SecurityRule {
+		return policy.SecurityRule{Protocol: "tcp", Destination: fmt.Sprintf("10.%d.%d.1", i/256, i%256), Ports: "80"}
+	}
+	many := func(n int) (all []policy.SecurityRule) {
+		for i := range n {
+			all = append(all, rule(i))
+		}
+		return all
+	}
+	for _, row := range []struct {
+		name      string
+		uid       uint32
+		container string
+		rules     []policy.SecurityRule
+		code      control.Code
+		has       int // afterwards
+	}{
+		{"the app's attacher", user, "web-1", many(1), "", 1},
+		{"again", user, "web-1", many(2), "", 2},
+		{"nothing new", user, "web-1", many(2), "", 2},
+		{"another app's attacher", stranger, "web-1", many(3), control.CodeNotAllowed, 2},
+		{"nobody", 4713, "web-1", many(3), control.CodeNotAllowed, 2},
+		{"no such container", user, "web-2", many(3), control.CodeNotFound, 2},
+		{"all that there may be", 0, "web-1", many(4094 + 2)[2:], "", 4096},
+		{"one more", 0, "web-1", many(4097)[4096:], control.CodeBadRequest, 4096},
+	} {
+		got, err := one.daemon.life.Load().AddRules(t.Context(), control.Peer{UID: row.uid}, control.RulesAdd{Container: row.container, Rules: row.rules})
+		if codeOf(err) != row.code || err == nil && !got.InForce {
+			t.Errorf("%s: %+v, %v", row.name, got, err)
+		}
+		if e, _ := one.daemon.ledger.Get("web-1"); len(e.Rules) != row.has {
+			t.Errorf("%s: the container has %d rules, want %d", row.name, len(e.Rules), row.has)
+		}
+	}
+}
