@@ -177,7 +177,13 @@ func (l *Listener) connect(ended chan<- error, over chan<- struct{}) (*nats.Conn
 			l.mu.Unlock()
 			l.opt.Log.Warn("NATS is away: no registered route is pruned", "error", err)
 		}),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { l.opt.Log.Warn("NATS", "error", err) }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) || errors.Is(err, nats.ErrAuthRevoked) {
+				l.complain(err)
+				return
+			}
+			l.opt.Log.Warn("NATS", "error", err)
+		}),
 		nats.ClosedHandler(func(c *nats.Conn) {
 			select {
 			case ended <- cmp.Or(c.LastError(), nats.ErrConnectionClosed):

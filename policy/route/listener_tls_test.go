@@ -216,6 +216,22 @@ func TestNATSRefusesTheListener(t *testing.T) {
 			r.nats.Shutdown()
 			r.nats = c.takes(at)
 			r.until("let in", func() bool { return r.listener.Counts().Connected })
+
+			// Refused again, it is told once, however often it is tried.
+			r.nats.Shutdown()
+			r.until("NATS is missed", func() bool { return !r.listener.Counts().Connected })
+			told := r.count(c.why)
+			r.nats = c.refuses(at)
+			r.until("it was tried three times", func() bool {
+				v, err := r.nats.Varz(nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return v.TotalConnections >= 3
+			})
+			if more := r.count(c.why) - told; more > 1 {
+				t.Errorf("told %d times within a minute", more)
+			}
 		})
 	}
 }
