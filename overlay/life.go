@@ -32,6 +32,7 @@ type life struct {
 	lease     endpoint.Lease
 	mtu       int
 	socket    *udp.Socket
+	sending   []*udp.Socket     // that plain VXLAN goes from as well
 	inside    *udp.Socket       // WireGuard's; nil in mode vxlan
 	beside    []*udp.Socket     // that it sends from as well
 	tunnel    *wireguard.Tunnel // nil in mode vxlan
@@ -253,6 +254,9 @@ func (l *life) build() error {
 		ResolverAddr: dns.Address.Addr(), ResolverAddr6: resolver6,
 		Outside: l.outside.e, Processors: l.d.cfg.Processors,
 		Log: l.d.log,
+	}
+	for _, s := range l.sending {
+		o.Beside = append(o.Beside, s)
 	}
 	if l.tunnel != nil {
 		o.Tunnel = l.tunnel

@@ -237,7 +237,7 @@ func (o *outside) surroundLocked() *egress.Surroundings {
 			s.GuardedOnCells[p] = true
 		}
 	}
-	for _, beside := range l.beside {
+	for _, beside := range slices.Concat(l.sending, l.beside) {
 		guard(beside.Local().Addr(), beside.Local().Port(), "udp")
 	}
 	for _, at := range o.server {

@@ -24,6 +24,16 @@ func (l *life) bind() (err error) {
 	if l.socket, err = listen(l.d.cfg.Waits, l.d.cfg.Underlay, l.d.cfg.Port, held.Port); err != nil {
 		return err
 	}
+	for n := 1; n < fib.SourcePorts; n++ {
+		port := fib.SourcePort(l.socket.Local().Port(), n)
+		if port == 0 {
+			continue
+		}
+		// One that another program has, or only a privileged one may have, is done without.
+		if s, err := udp.Listen(netip.AddrPortFrom(l.d.cfg.Underlay, port), udp.Options{SendOnly: true}); err == nil {
+			l.sending = append(l.sending, s)
+		}
+	}
 	if l.d.cfg.Mode != api.ModeWireGuard {
 		return nil
 	}
@@ -68,6 +78,9 @@ func listen(set *ready.Set, underlay netip.Addr, port, before uint16) (*udp.Sock
 // unbind closes the sockets, those too that nobody got as far as to own.
 func (l *life) unbind() {
 	_ = l.socket.Close()
+	for _, s := range l.sending {
+		_ = s.Close()
+	}
 	if l.inside != nil {
 		_ = l.inside.Close()
 	}

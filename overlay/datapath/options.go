@@ -25,6 +25,9 @@ type Options struct {
 	MTU int
 	// Conn is the VXLAN socket. The Path closes it.
 	Conn udp.Conn
+	// Beside are sockets that VXLAN is sent from as well, each flow from one of all. What
+	// comes to them is not read. The Path closes them.
+	Beside []udp.Conn
 	// IPv4Only drops IPv6, which otherwise containers have at their addresses' twins.
 	IPv4Only bool
 	// Tunnel carries frames to and from the peers of mode WireGuard. The daemon makes

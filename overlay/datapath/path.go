@@ -33,6 +33,7 @@ type Path struct {
 	reach    *table.Table
 	flows    *flow.Table
 	conn     udp.Conn
+	conns    []udp.Conn // that VXLAN is sent from: conn, and those beside it
 	tunnel   Tunnel
 	log      *slog.Logger
 	limits   Limits
@@ -105,6 +106,7 @@ func New(o Options) (*Path, error) {
 		paceTime: paceTime(o.Processors),
 		stop:     make(chan struct{}),
 	}
+	p.conns = append([]udp.Conn{o.Conn}, o.Beside...)
 	p.devices.Store(new([]*endpoint))
 	p.answers.seed = rand.Uint32() | 1
 	p.answers.refill(o.Limits.Answers)
@@ -209,7 +211,10 @@ func (p *Path) Close() error {
 	}
 	p.closed = true
 	close(p.stop)
-	err := p.conn.Close()
+	var err error
+	for _, c := range p.conns {
+		err = errors.Join(err, c.Close())
+	}
 	for _, e := range p.attached {
 		err = errors.Join(err, e.dev.Close())
 	}

@@ -82,7 +82,7 @@ func (w *worker) send(peer *fib.Peer, b []byte) Reason {
 	case !w.reachable(peer):
 		return WrongMode
 	case peer.Mode == fib.VXLAN:
-		return sent(w.p.conn.SendECN(peer.Underlay, b, 0, uint8(w.ecn)))
+		return sent(w.conn().SendECN(peer.Underlay, b, 0, uint8(w.ecn)))
 	}
 	return sent(w.p.tunnel.Send(peer.Tunnel, w.hash, b, 0))
 }
@@ -92,15 +92,19 @@ func (w *worker) sendTrain(peer *fib.Peer, b []byte, frame int) Reason {
 	if peer.Mode == fib.WireGuard {
 		return sent(w.p.tunnel.SendTrain(peer.Tunnel, w.hash, b, frame))
 	}
-	err := w.p.conn.SendECN(peer.Underlay, b, frame, uint8(w.ecn))
+	conn := w.conn()
+	err := conn.SendECN(peer.Underlay, b, frame, uint8(w.ecn))
 	if err == udp.ErrMessageSize && frame < len(b) {
 		// The kernel was told of a smaller path. Single frames it fragments.
 		for err = nil; err == nil && len(b) > 0; b = b[min(frame, len(b)):] {
-			err = w.p.conn.SendECN(peer.Underlay, b[:min(frame, len(b))], 0, uint8(w.ecn))
+			err = conn.SendECN(peer.Underlay, b[:min(frame, len(b))], 0, uint8(w.ecn))
 		}
 	}
 	return sent(err)
 }
+
+// conn is the socket that the flow of the packet at hand goes from.
+func (w *worker) conn() udp.Conn { return w.p.conns[w.hash%uint32(len(w.p.conns))] }
 
 // sent is what became of what was given to a socket.
 func sent(err error) Reason {

@@ -3,6 +3,7 @@ package fib
 import (
 	"maps"
 	"net/netip"
+	"slices"
 
 	"tulle/policy"
 )
@@ -123,7 +124,7 @@ func (b *Builder) PutPeer(p Peer) uint32 {
 		b.forgetUnderlay(old)
 	}
 	b.s.peers[p.Name] = &p
-	b.s.underlays[underlayKey(&p)] = &p
+	b.rememberUnderlay(&p)
 	if p.Tunnel.IsValid() {
 		b.s.tunnels[p.Tunnel] = &p
 	}
@@ -201,18 +202,25 @@ func (b *Builder) lease(in netip.Prefix, old, next *Peer) {
 	}
 }
 
-func underlayKey(p *Peer) netip.AddrPort {
-	if p.Kind == Silk {
-		return netip.AddrPortFrom(p.Underlay.Addr(), 0)
-	}
-	return p.Underlay
+// rememberUnderlay enters p at its outer address, in the place of one that has it whole.
+func (b *Builder) rememberUnderlay(p *Peer) {
+	addr := p.Underlay.Addr()
+	others := slices.DeleteFunc(slices.Clone(b.s.underlays[addr]), func(q *Peer) bool {
+		return q.Underlay == p.Underlay || q.Kind == Silk && p.Kind == Silk
+	})
+	b.s.underlays[addr] = append(others, p)
 }
 
 // forgetUnderlay drops old's outer and tunnel address, if it is not another's by
 // now.
 func (b *Builder) forgetUnderlay(old *Peer) {
-	if b.s.underlays[underlayKey(old)] == old {
-		delete(b.s.underlays, underlayKey(old))
+	addr := old.Underlay.Addr()
+	// Never in place: a snapshot may have the slice.
+	others := slices.DeleteFunc(slices.Clone(b.s.underlays[addr]), func(p *Peer) bool { return p == old })
+	if len(others) == 0 {
+		delete(b.s.underlays, addr)
+	} else {
+		b.s.underlays[addr] = others
 	}
 	if b.s.tunnels[old.Tunnel] == old {
 		delete(b.s.tunnels, old.Tunnel)

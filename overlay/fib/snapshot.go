@@ -13,9 +13,8 @@ type Snapshot struct {
 	overlay netip.Prefix
 	self    netip.Prefix
 	root    [256]*branch
-	// underlays finds a peer by the outer source of its frames; a Silk peer is
-	// under port 0.
-	underlays map[netip.AddrPort]*Peer
+	// underlays has the peers at each outer address, nearly always one.
+	underlays map[netip.Addr][]*Peer
 	// tunnels finds a peer by the tunnel address of its frames.
 	tunnels map[netip.Addr]*Peer
 	peers   map[string]*Peer
@@ -94,12 +93,20 @@ func (s *Snapshot) Local(addr netip.Addr) *Local {
 	return l
 }
 
-// PeerByUnderlay is the peer that sends from an outer address, or nil.
+// PeerByUnderlay is the peer that sends from an outer address, or nil. A source port that
+// several cells at that address may have is whose it is by the lowest number.
 func (s *Snapshot) PeerByUnderlay(from netip.AddrPort) *Peer {
-	if p := s.underlays[from]; p != nil {
-		return p
+	var found *Peer
+	best := uint16(SourcePorts)
+	for _, p := range s.underlays[from.Addr()] {
+		switch after := from.Port() - p.Underlay.Port(); {
+		case after%sourceStride == 0 && after/sourceStride < best:
+			found, best = p, after/sourceStride
+		case p.Kind == Silk && found == nil:
+			found = p
+		}
 	}
-	return s.underlays[netip.AddrPortFrom(from.Addr(), 0)]
+	return found
 }
 
 // PeerByTunnel is the peer that has a tunnel address, or nil.

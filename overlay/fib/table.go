@@ -38,7 +38,7 @@ func New(overlay, self netip.Prefix) (*Table, error) {
 	t.current.Store(&Snapshot{
 		overlay:   overlay,
 		self:      self,
-		underlays: make(map[netip.AddrPort]*Peer),
+		underlays: make(map[netip.Addr][]*Peer),
 		tunnels:   make(map[netip.Addr]*Peer),
 		peers:     make(map[string]*Peer),
 	})

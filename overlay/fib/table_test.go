@@ -106,11 +106,30 @@ func TestUnderlayOfPeers(t *testing.T) {
 		return ""
 	}
 	for from, want := range map[string]string{
-		"192.0.2.2:4789": "cell-2", "192.0.2.2:9": "", "192.0.2.3:4789": "cell-3", "192.0.2.3:51000": "cell-3", "192.0.2.9:4789": "",
+		"192.0.2.2:4789": "cell-2", "192.0.2.2:5798": "cell-2", "192.0.2.2:11852": "cell-2", "192.0.2.2:12861": "", "192.0.2.2:4790": "", "192.0.2.2:3780": "", "192.0.2.2:9": "", "192.0.2.3:4789": "cell-3", "192.0.2.3:51000": "cell-3", "192.0.2.9:4789": "",
 	} {
 		if got := find(from); got != want {
 			t.Errorf("%s is %q, want %q", from, got, want)
 		}
+	}
+	// Cells that share an address are told apart by their ports.
+	beside := peer(5)
+	beside.Underlay = netip.MustParseAddrPort("192.0.2.2:6807")
+	table.Update(func(b *Builder) { b.PutPeer(beside) })
+	for from, want := range map[string]string{
+		"192.0.2.2:4789": "cell-2", "192.0.2.2:5798": "cell-2", "192.0.2.2:6807": "cell-5", "192.0.2.2:13870": "cell-5", "192.0.2.2:14879": "",
+	} {
+		if got := find(from); got != want {
+			t.Errorf("%s is %q beside another cell, want %q", from, got, want)
+		}
+	}
+	before := table.Load()
+	table.Update(func(b *Builder) { b.DeletePeer("cell-5") })
+	if find("192.0.2.2:6807") != "cell-2" {
+		t.Errorf("a port of a cell that is gone is %q", find("192.0.2.2:6807"))
+	}
+	if p := before.PeerByUnderlay(netip.MustParseAddrPort("192.0.2.2:6807")); p == nil || p.Name != "cell-5" {
+		t.Errorf("an earlier snapshot has changed: %v", p)
 	}
 	moved := peer(2)
 	moved.Underlay = netip.MustParseAddrPort("192.0.2.22:4789")

@@ -67,13 +67,27 @@ type Remote struct {
 	Peer        *Peer  // whose lease holds Addr; set by the table
 }
 
+// SourcePorts is how many ports a cell sends plain VXLAN from, the published one among
+// them, so that the ways between two cells, and the queues of their devices, tell flows
+// apart (RFC 7348 section 5). They are not any ports, as that RFC has it: at an address
+// that a peer shares with others they say whose a frame is.
+const SourcePorts = 8
+
+// sourceStride is between two of them. Cells that share an address have ports near each
+// other.
+const sourceStride = 1009
+
+// SourcePort is a cell's source port of number n, from 0, which is the published one.
+func SourcePort(published uint16, n int) uint16 { return published + uint16(n)*sourceStride }
+
 // Peer is another cell.
 type Peer struct {
 	Name string
 	Kind Kind
 	Mode Mode
-	// Underlay is where its frames are sent and what they come from. A kernel
-	// VTEP sends from any port, so of a Silk peer only the address counts.
+	// Underlay is where its frames are sent. They come from the same address, by one
+	// of its SourcePorts. A kernel VTEP sends from any port, so of a Silk peer only the
+	// address counts.
 	Underlay netip.AddrPort
 	// Tunnel is its address inside WireGuard, of that mode alone; the zero Addr if
 	// it has none.

@@ -23,6 +23,7 @@ const DefaultBuffer = 4 << 20
 type Options struct {
 	NoSegmentation bool       // never use UDP_SEGMENT
 	NoGRO          bool       // never use UDP_GRO
+	SendOnly       bool       // what comes is dropped by the kernel, and Receive is an error
 	Buffer         int        // bytes asked for each buffer; 0: DefaultBuffer
 	Set            *ready.Set // where the receiver waits; nil: in Go's poller
 }
@@ -39,7 +40,8 @@ type Features struct {
 type Socket struct {
 	conn     io.Closer
 	raw      syscall.RawConn
-	source   *ready.Source // nil: conn is in Go's poller
+	polled   bool          // conn is in Go's poller
+	source   *ready.Source // where the receiver waits; nil: there, or nowhere
 	local    netip.AddrPort
 	ipv6     bool
 	segment  atomic.Bool // UDP_SEGMENT works
@@ -76,7 +78,7 @@ func Listen(addr netip.AddrPort, opts Options) (*Socket, error) {
 	s.conn = conn
 	s.local = conn.LocalAddr().(*net.UDPAddr).AddrPort()
 	s.local = netip.AddrPortFrom(s.local.Addr().Unmap(), s.local.Port())
-	if opts.Set == nil {
+	if s.polled = opts.Set == nil && !opts.SendOnly; s.polled {
 		s.raw, err = conn.SyscallConn()
 	} else {
 		err = s.leavePoller(conn, opts.Set)
@@ -90,8 +92,9 @@ func Listen(addr netip.AddrPort, opts Options) (*Socket, error) {
 	return s, nil
 }
 
-// leavePoller takes the socket out of Go's poller, which would wake at each datagram
-// whoever waits for it, and puts it into set.
+// leavePoller takes the socket out of Go's poller, which would wake at each datagram that
+// comes, and at each that has gone, whoever waits for it; and puts it into set, if there
+// is one.
 func (s *Socket) leavePoller(conn *net.UDPConn, set *ready.Set) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -105,7 +108,7 @@ func (s *Socket) leavePoller(conn *net.UDPConn, set *ready.Set) error {
 	if err := conn.Close(); err != nil {
 		return err
 	}
-	if s.raw, err = f.SyscallConn(); err != nil {
+	if s.raw, err = f.SyscallConn(); err != nil || set == nil {
 		return err
 	}
 	if e := s.raw.Control(func(fd uintptr) { s.source, err = set.Add(int(fd), true) }); e != nil {
@@ -143,6 +146,14 @@ func setOptions(fd int, ipv6 bool, buffer int, opts Options) (Features, error) {
 	if !opts.NoSegmentation {
 		_, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
 		f.Segmentation = err == nil
+	}
+	if opts.SendOnly {
+		// A filter that takes nothing: no memory is held by what nobody reads.
+		drop := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K}}
+		if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &drop[0]}); err != nil {
+			return f, fmt.Errorf("drop what comes: %w", err)
+		}
+		return f, nil
 	}
 	if !opts.NoGRO {
 		f.GRO = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) == nil

@@ -81,13 +81,18 @@ func (s *Socket) Receive(batch []Message) (int, error) {
 	return r.got, nil
 }
 
+var errSendOnly = errors.New("receive from a socket that only sends")
+
 // wait fills r.
 func (s *Socket) wait(r *receiver) error {
-	if s.source == nil {
+	if s.polled {
 		if s.raw.Read(r.wait) != nil {
 			return ErrClosed
 		}
 		return nil
+	}
+	if s.source == nil {
+		return errSendOnly
 	}
 	if s.raw.Control(r.hold) != nil || errors.Is(r.err, ready.ErrClosed) {
 		return ErrClosed

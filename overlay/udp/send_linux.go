@@ -125,7 +125,7 @@ func (s *Socket) flush(op *send) syscall.Errno {
 
 // waitToSend sends the rest of op as soon as there is room.
 func (s *Socket) waitToSend(op *send) error {
-	if s.source == nil {
+	if s.polled {
 		return s.raw.Write(op.wait)
 	}
 	return s.raw.Control(op.block)

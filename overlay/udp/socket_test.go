@@ -385,3 +385,22 @@ func ExampleListen() {
 	fmt.Println(s.Local().Addr())
 	// Output: 127.0.0.1
 }
+
+// A socket that only sends drops what comes.
+func TestSendOnly(t *testing.T) {
+	s, sink := listen(t, loopback, udp.Options{SendOnly: true}), listen(t, loopback, udp.Options{})
+	for range 3 {
+		if err := sink.Send(s.Local(), make([]byte, 1000), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Send(sink.Local(), make([]byte, 2500), 1000); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := collect(t, sink, s.Local(), 3); len(got[2]) != 500 {
+		t.Errorf("the last datagram has %d bytes", len(got[2]))
+	}
+	if _, err := s.Receive(newBatch(1)); err == nil {
+		t.Error("something was received")
+	}
+}
