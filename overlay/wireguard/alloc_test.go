@@ -75,19 +75,24 @@ func twoEnds(t testing.TB) (a, b *end) {
 			t.Fatal(err)
 		}
 	}
-	a.Begin("other")
-	for _, e := range []struct{ from, to *end }{{a, b}, {b, a}} {
-		m := message{from: e.from.Local(), n: len(e.from.sink.last)}
-		copy(m.b[:], e.from.sink.last)
-		e.to.message(&m, false)
-	}
-	b.take(a.sink, 0) // the confirmation
+	carry(a, b, "other")
 	for _, e := range []*end{a, b} {
 		if _, there := e.Session("other"); !there {
 			t.Fatal("no session")
 		}
 	}
 	return a, b
+}
+
+// carry carries the handshake of a session that a begins with a peer of that name.
+func carry(a, b *end, name string) {
+	a.Begin(name)
+	for _, e := range []struct{ from, to *end }{{a, b}, {b, a}} {
+		m := message{from: e.from.Local(), n: len(e.from.sink.last)}
+		copy(m.b[:], e.from.sink.last)
+		e.to.message(&m, false)
+	}
+	b.take(a.sink, 0) // the confirmation
 }
 
 // take receives what the other end sent last, in a buffer of its own.

@@ -3,8 +3,10 @@ package wireguard
 import (
 	"log/slog"
 	"net/netip"
+	"strconv"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"tulle/overlay/udp"
 )
@@ -95,4 +97,45 @@ func BenchmarkTrains(b *testing.B) {
 		}()
 		measure(b, &received, func() error { return from.Send(to.Local(), train, segment) })
 	})
+}
+
+// BenchmarkPeers sends a frame to each of so many peers in turn, and opens it at the
+// other end: what a packet costs does not depend on how many there are, but for the
+// caches that their sessions no longer share. It reports, too, what a handshake costs
+// both ends together.
+func BenchmarkPeers(b *testing.B) {
+	for _, n := range []int{10, 100, 1000} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			hub := newEnd(b, 1)
+			var ends []*end
+			var took time.Duration
+			for i := range n {
+				e := newEnd(b, 2)
+				at := netip.AddrFrom4([4]byte{100, 65, byte(i >> 8), byte(i)})
+				e.address, e.number = at, number(at)
+				ends = append(ends, e)
+				if err := e.Set("hub", Peer{Key: hub.key.Public(), Address: hub.Address(), Endpoint: hub.Local()}); err != nil {
+					b.Fatal(err)
+				}
+				if err := hub.Set(strconv.Itoa(i), Peer{Key: e.key.Public(), Address: at, Endpoint: e.Local()}); err != nil {
+					b.Fatal(err)
+				}
+				begun := time.Now()
+				carry(hub, e, strconv.Itoa(i))
+				took += time.Since(begun)
+			}
+			train := make([]byte, before+100, before+100+after)
+			i := 0
+			for b.Loop() {
+				if err := hub.SendTrain(ends[i].Address(), 7, train, 100); err != nil {
+					b.Fatal(err)
+				}
+				ends[i].take(hub.sink, 100)
+				if i++; i == n {
+					i = 0
+				}
+			}
+			b.ReportMetric(float64(took.Microseconds())/float64(n), "µs/handshake")
+		})
+	}
 }

@@ -186,6 +186,7 @@ func (t *Tunnel) beginLocked(p *peer, now int64) {
 		return
 	}
 	p.begun, p.retry = now, now+rekeyTimeout+jitter()
+	p.asked.Store(now)
 	if err := t.initiateLocked(p); err != nil {
 		t.log.Debug("handshake is not begun", "peer", p.name, "err", err)
 	}
@@ -283,6 +284,7 @@ func (t *Tunnel) initiation(own *ownKey, b []byte, from netip.AddrPort, now int6
 	t.endLocked(p.next) // which was not confirmed
 	p.next = s
 	p.begun, p.derived = now, now
+	p.asked.Store(now)
 	p.heard(false)
 	p.moveLocked(from)
 	endian.PutUint32(answer, typeResponse)

@@ -156,3 +156,17 @@ func TestWhatWaitsIsBounded(t *testing.T) {
 		t.Errorf("%d bytes wait, at most %d may", n, maxStagedLen)
 	}
 }
+
+// A tunnel that is closed while strangers ask for handshakes closes.
+func TestCloseUnderLoad(t *testing.T) {
+	net, a, b := pair(t)
+	speak(a, b)
+	flood(t, net, b.conn.Local(), b.key.Public(), 2*queueLen)
+	if err := b.tunnel.Close(); err != nil {
+		t.Fatal(err)
+	}
+	a.send(b, "to nobody")
+	if n := b.tunnel.inUse(); n != 0 {
+		t.Errorf("%d indices in use after Close", n)
+	}
+}

@@ -73,7 +73,8 @@ type peer struct {
 	// there was more after it.
 	unanswered, owed atomic.Int64
 	another          atomic.Bool
-	lastMinute       atomic.Bool // a handshake was begun because the session ends soon
+	lastMinute       atomic.Bool  // a handshake was begun because the session ends soon
+	asked            atomic.Int64 // when a handshake was last begun or answered
 
 	// The rest is guarded by Tunnel.mu.
 	gone      bool

@@ -117,7 +117,8 @@ func (p *peer) send(tr train) error {
 	if !sealed {
 		return p.t.stage(p, tr)
 	}
-	if s.initiator && s.ageNow() >= stale || s.counter.Load() > rekeyAfterMessages {
+	if (s.initiator && s.ageNow() >= stale || s.counter.Load() > rekeyAfterMessages) &&
+		p.t.now.Load()-p.asked.Load() >= rekeyTimeout {
 		p.t.begin(p)
 	}
 	return err

@@ -123,18 +123,42 @@ func (t *Tunnel) run() {
 func (t *Tunnel) tick() {
 	now := t.clock()
 	t.now.Store(now)
+	for _, p := range t.dueAt(now) {
+		t.attend(p, now)
+	}
+}
+
+// dueAt lets the sessions of all peers age, and is the peers that something is due for.
+func (t *Tunnel) dueAt(now int64) (due []*peer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, p := range t.peers {
 		for _, s := range [...]*session{p.previous, p.current.Load(), p.next} {
-			if s != nil && s.ageNow() != dead {
-				s.age.Store(uint32(ageOf(s.made, now, s.initiator)))
+			if s == nil {
+				continue
+			}
+			if is := s.ageNow(); is != dead {
+				s.age.CompareAndSwap(uint32(is), uint32(ageOf(s.made, now, s.initiator)))
 			}
 		}
-		m := moments{p.timetable, p.unanswered.Load(), p.owed.Load()}
-		if d := m.due(now); d != 0 {
-			t.doLocked(p, d, now)
+		if m := p.moments(); m.due(now) != 0 {
+			due = append(due, p)
 		}
+	}
+	return due
+}
+
+func (p *peer) moments() *moments {
+	return &moments{p.timetable, p.unanswered.Load(), p.owed.Load()}
+}
+
+// attend does what is due for one peer. Each takes the lock by itself: a thousand
+// handshakes in a row would keep it from everybody for a third of a second.
+func (t *Tunnel) attend(p *peer, now int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if d := p.moments().due(now); d != 0 && !p.gone && !t.closed.Load() {
+		t.doLocked(p, d, now)
 	}
 }
 

@@ -155,27 +155,37 @@ func (t *Tunnel) SetKeys(current PrivateKey, also ...PrivateKey) error {
 	if slices.Contains(keys, PrivateKey{}) {
 		return fmt.Errorf("tunnel: %w", ErrOwnKey)
 	}
-	defer t.settle()
+	renew, err := t.changeKeys(keys)
+	if err != nil {
+		return err
+	}
+	t.settle()
+	for _, p := range renew {
+		t.begin(p)
+	}
+	return nil
+}
+
+// changeKeys is SetKeys but for the handshakes: it returns whom one is due with.
+func (t *Tunnel) changeKeys(keys []PrivateKey) (renew []*peer, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed.Load() {
-		return nil
+		return nil, nil
 	}
 	for _, k := range keys {
 		if p := t.byKey[k.Public()]; p != nil {
-			return fmt.Errorf("tunnel: %w: %s has it", ErrOwnKey, p.name)
+			return nil, fmt.Errorf("tunnel: %w: %s has it", ErrOwnKey, p.name)
 		}
 	}
 	t.setOwn(keys)
-	now := t.clock()
 	for _, p := range t.peers {
 		t.pruneLocked(p)
 		if s := p.current.Load(); s.lives() && s.own != t.Public() {
-			p.attempts = 0
-			t.beginLocked(p, now)
+			renew = append(renew, p)
 		}
 	}
-	return nil
+	return renew, nil
 }
 
 func (t *Tunnel) setOwn(keys []PrivateKey) {
@@ -197,6 +207,7 @@ func (t *Tunnel) ownsLocked(k PublicKey) bool {
 // it has a key that it had not, a handshake with that one begins at once. With an
 // error the peer is out, as after Remove.
 func (t *Tunnel) Set(name string, set Peer) error {
+	set.Endpoint = netip.AddrPortFrom(set.Endpoint.Addr().Unmap(), set.Endpoint.Port())
 	defer t.settle()
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -389,8 +400,8 @@ func (t *Tunnel) Close() error {
 	for _, c := range t.conns {
 		err = errors.Join(err, c.Close())
 	}
-	t.limit.Close()
 	t.wg.Wait()
+	t.limit.Close()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for name := range t.peers {

@@ -62,6 +62,8 @@ func later[D time.Duration | int64](d D, cells ...*cell) {
 	settle(cells...)
 	for _, c := range cells {
 		c.now.Add(int64(d))
+	}
+	for _, c := range cells {
 		c.tunnel.tick()
 	}
 	settle(cells...)
