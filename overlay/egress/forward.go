@@ -285,6 +285,9 @@ func (e *Egress) listen(f Forward) (*os.File, error) {
 	if err == nil && domain == unix.AF_INET6 {
 		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
 	}
+	if err == nil && typ == unix.SOCK_DGRAM && f.Host.Addr().IsUnspecified() {
+		err = askWhere(fd, domain)
+	}
 	if err == nil {
 		err = unix.Bind(fd, sockaddr(f.Host))
 	}

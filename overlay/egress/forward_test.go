@@ -203,6 +203,40 @@ func TestForwardFromIPv6ToIPv4(t *testing.T) {
 	}
 }
 
+// A forward of all addresses answers from the one that was asked, whichever the host
+// would take by itself.
+func TestForwardUDPAnswersFromWhereItWasAsked(t *testing.T) {
+	both(t, func(t *testing.T, fam family) {
+		r := newRig(t)
+		c := r.container(1, set(t))
+		server := udpServer(t, c.Namespace, at(c.at(fam), 5353))
+		second := fam.host.Next().Next().Next()
+		r.address(r.host, r.veth, netip.PrefixFrom(second, second.BitLen()))
+		all := netip.AddrPortFrom(netip.MustParseAddr(fam.all), 53)
+		if err := r.e.AddForward(c.addr, egress.Forward{Protocol: "udp", Host: all, Port: 5353}); err != nil {
+			t.Fatal(err)
+		}
+		client := udpServer(t, r.world, at(fam.world, 40000))
+		b := make([]byte, 100)
+		for _, host := range []netip.Addr{second, fam.host, second} {
+			asked := netip.AddrPortFrom(host, 53)
+			if _, err := client.WriteToUDPAddrPort([]byte("question"), asked); err != nil {
+				t.Fatal(err)
+			}
+			_, from, err := server.ReadFromUDPAddrPort(b)
+			if err != nil || from != netip.AddrPortFrom(fam.world, 40000) {
+				t.Fatalf("question from %v, %v", from, err)
+			}
+			if _, err := server.WriteToUDPAddrPort([]byte("answer"), from); err != nil {
+				t.Fatal(err)
+			}
+			if n, via, err := client.ReadFromUDPAddrPort(b); err != nil || string(b[:n]) != "answer" || via != asked {
+				t.Errorf("%q from %v, %v, want the answer from %v", b[:n], via, err, asked)
+			}
+		}
+	})
+}
+
 // A neighbour that is known by its link alone gets its answers, though the container
 // cannot be shown whose they are.
 func TestForwardUDPToLinkLocalClient(t *testing.T) {

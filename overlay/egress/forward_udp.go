@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"bytes"
 	"errors"
 	"net/netip"
 	"syscall"
@@ -28,17 +29,46 @@ type peer struct {
 	client netip.AddrPort
 	key    replyKey
 	last   time.Time
+	// where is the control message that sends from the address which the client asked,
+	// of several that the forward has.
+	where []byte
+}
+
+// askWhere has every datagram tell which of the host's addresses it came to.
+func askWhere(fd, domain int) error {
+	if domain == unix.AF_INET6 {
+		return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
+	}
+	return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+}
+
+// answerFrom makes of what came with a datagram what sends the answer from the address
+// that it came to: the same message, by any device, but for an address that means
+// nothing without one.
+func answerFrom(control []byte) []byte {
+	head := unix.CmsgLen(0)
+	switch len(control) {
+	case unix.CmsgSpace(unix.SizeofInet4Pktinfo):
+		clear(control[head:][:4]) // ifindex, before the addresses
+	case unix.CmsgSpace(unix.SizeofInet6Pktinfo):
+		if a := netip.AddrFrom16([16]byte(control[head:][:16])); !a.IsLinkLocalUnicast() {
+			clear(control[head+16:][:4])
+		}
+	default:
+		return nil
+	}
+	return control
 }
 
 // receive gives the container what clients send, until the forward is closed.
 func (f *forward) receive() {
-	b := make([]byte, 65535)
+	b, control := make([]byte, 65535), make([]byte, unix.CmsgSpace(unix.SizeofInet6Pktinfo))
 	for {
-		var n int
+		var n, controlLen int
 		var from syscall.Sockaddr
 		var err error
 		rerr := f.raw.Read(func(fd uintptr) bool {
-			n, from, err = syscall.Recvfrom(int(fd), b, 0)
+			n, controlLen, _, from, err = syscall.Recvmsg(int(fd), b, control, 0)
 			return !errors.Is(err, unix.EAGAIN)
 		})
 		if rerr != nil {
@@ -52,7 +82,7 @@ func (f *forward) receive() {
 			continue
 		}
 		s := c.stack()
-		as, ok := f.client(c, what.Port, fromSockaddr(from))
+		as, ok := f.client(c, what.Port, fromSockaddr(from), answerFrom(control[:controlLen]))
 		if s == nil || !ok {
 			continue
 		}
@@ -62,13 +92,16 @@ func (f *forward) receive() {
 	}
 }
 
-// client is a client's address as the container sees it.
-func (f *forward) client(c *container, port uint16, client netip.AddrPort) (as netip.AddrPort, ok bool) {
+// client is a client's address as the container sees it. where is only looked at.
+func (f *forward) client(c *container, port uint16, client netip.AddrPort, where []byte) (as netip.AddrPort, ok bool) {
 	fs, now := f.fs, f.fs.e.opt.Now()
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if p := f.clients[client]; p != nil {
 		p.last = now
+		if !bytes.Equal(p.where, where) {
+			p.where = bytes.Clone(where) // never written to: reply may be using it
+		}
 		return p.key.to, true
 	}
 	if len(f.clients) >= maxClients {
@@ -80,7 +113,7 @@ func (f *forward) client(c *container, port uint16, client netip.AddrPort) (as n
 			return as, false
 		}
 	}
-	p := &peer{f: f, client: client, key: key, last: now}
+	p := &peer{f: f, client: client, key: key, last: now, where: bytes.Clone(where)}
 	f.clients[client], fs.replies[key] = p, p
 	return key.to, true
 }
@@ -130,9 +163,9 @@ func (fs *forwards) reply(c *container, from, to netip.AddrPort, payload []byte)
 		return false
 	}
 	p.last = fs.e.opt.Now()
-	raw, client := p.f.raw, p.client
+	raw, client, where := p.f.raw, p.client, p.where
 	fs.mu.Unlock()
 	// What there is no room for is lost, as any datagram.
-	_ = raw.Control(func(fd uintptr) { _ = unix.Sendto(int(fd), payload, unix.MSG_NOSIGNAL, sockaddr(client)) })
+	_ = raw.Control(func(fd uintptr) { _ = unix.Sendmsg(int(fd), payload, where, sockaddr(client), unix.MSG_NOSIGNAL) })
 	return true
 }
