@@ -2,6 +2,8 @@ package overlay
 
 import (
 	"fmt"
+	"slices"
+	"sync"
 	"testing"
 
 	"tulle/overlay/control"
@@ -51,6 +53,27 @@ func TestRulesAddedLater(t *testing.T) {
 		}
 		if e, _ := one.daemon.ledger.Get("web-1"); len(e.Rules) != row.has {
 			t.Errorf("%s: the container has %d rules, want %d", row.name, len(e.Rules), row.has)
+		}
+	}
+
+	// Many at once: none is lost, and after a restart they are there.
+	one.attach("db-1", "db", control.LifelineNone)
+	var wg sync.WaitGroup
+	for i := range 32 {
+		client := one.client()
+		wg.Go(func() {
+			if _, err := client.AddRules(t.Context(), control.RulesAdd{Container: "db-1", Rules: many(i + 1)[i:]}); err != nil {
+				t.Errorf("rule %d of many at once: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+	one.shut()
+	one.run()
+	e, _ := one.daemon.ledger.Get("db-1")
+	for i := range 32 {
+		if !slices.Contains(e.Rules, rule(i)) {
+			t.Errorf("rule %d is lost", i)
 		}
 	}
 }

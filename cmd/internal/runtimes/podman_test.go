@@ -114,6 +114,22 @@ func testRootPodman(t *testing.T, w *world) {
 
 func testUserPodman(t *testing.T, w *world) {
 	testPodman(t, w, "podman-rootless.md", userID, userPodman)
+	// podman's own -p is not ours there; the network's is.
+	t.Run("port of the network", func(t *testing.T) {
+		p := userPodman(w.hosts[0])
+		at := freePort(t)
+		host, port, _ := strings.Cut(at, ":")
+		const conflist, key = "/.config/cni/net.d/10-tulle.conflist", `"capabilities"`
+		text := strings.NewReplacer(`"name": "tulle"`, `"name": "published"`, key, fmt.Sprintf(`"ports": [{"hostPort": %s, "hostIP": %q, "containerPort": 8080}], %s`, port, host, key)).
+			Replace(files(t, "podman-rootless.md")["~"+conflist])
+		p.h.write(home+strings.Replace(conflist, "10-tulle", "20-published", 1), text, userID)
+		p.run(append([]string{"run", "-d", "--name", "port-0", "--network", "published", "box"}, serve...)...)
+		if got := fetch(t, at); got != "hello" {
+			t.Errorf("http://%s/ answers %q", at, got)
+		}
+		p.run("rm", "-f", "-a", "-t", "0")
+		p.h.gone(t)
+	})
 	for _, h := range w.hosts {
 		userPodman(h).run("system", "migrate") // ends its helpers
 	}
