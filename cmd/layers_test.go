@@ -19,7 +19,7 @@ import (
 var layers = [][]string{
 	{"docs", "policy", "overlay/ring", "overlay/ready", "overlay/packet", "overlay/packet/packettest", "overlay/vxlan", "cmd/internal/conf", "cmd/internal/testrun", "cmd/tulle-bench/internal/bench"},
 	{"policy/api", "policy/table", "policy/lease", "policy/auth", "policy/ca",
-		"overlay/fib", "overlay/flow", "overlay/pmtu", "overlay/tun", "overlay/udp", "overlay/dns", "overlay/netcfg", "tlsproxy/certs", "tlsproxy/http1"},
+		"overlay/fib", "overlay/flow", "overlay/pmtu", "overlay/tun", "overlay/udp", "overlay/dns", "overlay/netcfg", "tlsproxy/certs", "tlsproxy/http1", "overlay/whois"},
 	{"overlay/mint", "overlay/trafficlog"},
 	{"overlay/identity"},
 	{"tlsproxy"},

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"tulle/overlay/identity"
+	"tulle/policy"
 	"tulle/policy/api"
 	"tulle/policy/client"
 	"tulle/policy/foundation"
@@ -19,6 +20,7 @@ type controlPlane interface {
 	Lease(ctx context.Context, r api.LeaseRequest) (api.Lease, error)
 	Release(ctx context.Context) error
 	SetEndpoints(ctx context.Context, r api.EndpointsRequest) (api.EndpointsResponse, error)
+	AppName(ctx context.Context, app policy.AppID) (api.AppName, error)
 	Watch(ctx context.Context, handle client.Handler) error
 	Status() client.Status
 	Connected() bool

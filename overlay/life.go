@@ -20,6 +20,7 @@ import (
 	"tulle/overlay/fib"
 	"tulle/overlay/netcfg"
 	"tulle/overlay/udp"
+	"tulle/overlay/whois"
 	"tulle/overlay/wireguard"
 	"tulle/policy"
 	"tulle/policy/api"
@@ -41,6 +42,7 @@ type life struct {
 	resolver  *dns.Resolver
 	names     *dns.Names
 	rotation  *rotation // nil in mode vxlan
+	answers   *whois.Server
 	registrar *registrar
 	terminals *terminals
 	renew     chan struct{} // capacity 1: renew the lease now
@@ -49,7 +51,9 @@ type life struct {
 	lines     sync.WaitGroup // those who watch lifelines
 
 	outside     *outside
-	metricsAddr string // as bound; "": none
+	askers      askers   // of whois
+	appNames    appNames // of callers
+	metricsAddr string   // as bound; "": none
 
 	locks keyed // one attach or detach at a time a container
 
@@ -100,6 +104,7 @@ func (d *Daemon) live(ctx context.Context, metrics string) (err error) {
 		l.rotation = newRotation(l)
 	}
 	defer l.resolver.Close()
+	defer l.answers.Close()
 	defer func() {
 		cancel(nil)
 		l.wg.Wait() // with the last handler, so that no lifeline is added any more
@@ -261,11 +266,12 @@ func (l *life) build() error {
 	if l.tunnel != nil {
 		o.Tunnel = l.tunnel
 	}
+	l.answers = whois.New(l.whois, l.d.log)
 	if l.path, err = datapath.New(o); err != nil {
 		if l.tunnel != nil {
 			err = errors.Join(err, l.tunnel.Close())
 		}
-		return errors.Join(err, l.resolver.Close(), l.outside.close())
+		return errors.Join(err, l.answers.Close(), l.resolver.Close(), l.outside.close())
 	}
 	l.world = newWorld(l.d.client.Cell(), f, policies, reach, l.path, tunnels, l.names)
 	l.registrar = newRegistrar(l)

@@ -17,6 +17,7 @@ import (
 	"tulle/overlay/egress/rules"
 	"tulle/overlay/endpoint"
 	"tulle/overlay/trafficlog"
+	"tulle/overlay/whois"
 	"tulle/policy"
 	"tulle/policy/api"
 )
@@ -73,6 +74,7 @@ func (l *life) openOutside() (_ *outside, err error) {
 		MTU: l.mtu, Overlay: l.lease.Network, Gateway: l.lease.Subnet.Addr(), Resolver: dns.Address.Addr(), Resolver6: dns.Address6.Addr(), IPv4Only: !l.ipv6(),
 		Services: map[uint16]egress.Service{
 			dns.Address.Port(): func(who egress.Identity, c net.Conn) { l.resolver.ServeConn(who.Address, c) },
+			whois.Port:         func(who egress.Identity, c net.Conn) { l.answers.Serve(who.Address, c) },
 		},
 		Deliver: o.deliver, HostServices: cfg.HostServices, Limits: cfg.Limits, NAT: o.nat, Log: l.d.log,
 	}
@@ -132,7 +134,10 @@ func (o *outside) enter(e endpoint.Endpoint) {
 	o.e.Attach(identityOf(e), incarnationUnder(o.l.lease, e), o.compileLocked(e))
 }
 
-func (o *outside) leave(e endpoint.Endpoint) { o.e.Detach(e.Address, incarnationUnder(o.l.lease, e)) }
+func (o *outside) leave(e endpoint.Endpoint) {
+	o.e.Detach(e.Address, incarnationUnder(o.l.lease, e))
+	o.l.askers.forget(e.Address)
+}
 
 func identityOf(e endpoint.Endpoint) egress.Identity {
 	return egress.Identity{Container: e.Container, Address: e.Address, App: string(e.AppID), AppName: e.App.Name, Space: e.App.Space, Org: e.App.Org}

@@ -241,7 +241,7 @@ func (l *life) TLSCertificate(ctx context.Context, q control.TLSCertificate) (co
 }
 
 // TLSCaller implements control.TLSHandler.
-func (l *life) TLSCaller(_ context.Context, q control.TLSCaller) (control.Caller, error) {
+func (l *life) TLSCaller(ctx context.Context, q control.TLSCaller) (control.Caller, error) {
 	l.terminals.mu.Lock()
 	one := l.terminals.of[q.Container]
 	l.terminals.mu.Unlock()
@@ -251,6 +251,9 @@ func (l *life) TLSCaller(_ context.Context, q control.TLSCaller) (control.Caller
 	c, err := l.caller(netip.AddrPortFrom(one.e.Address, control.TLSPort), q.Peer)
 	if err != nil {
 		return c, control.Errorf(control.CodeNotFound, "caller %s of container %s: %v", q.Peer, q.Container, err)
+	}
+	if one.e.TLS.Identity == control.IdentityXFCC {
+		c = l.named(ctx, c)
 	}
 	return c, nil
 }

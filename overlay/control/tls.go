@@ -124,7 +124,9 @@ type Caller struct {
 	App       policy.AppID `json:"app"`
 	AppName   string       `json:"app_name,omitempty"`
 	Space     string       `json:"space,omitempty"`
+	SpaceGUID string       `json:"space_guid,omitempty"`
 	Org       string       `json:"org,omitempty"`
+	OrgGUID   string       `json:"org_guid,omitempty"`
 	Container string       `json:"container,omitempty"`
 }
 

@@ -26,7 +26,7 @@ func (p *Path) Caller(local, peer netip.AddrPort) (Caller, error) {
 	d, hit := p.flows.Lookup(&key, &f)
 	switch {
 	case !hit:
-		return Caller{}, errNoFlow
+		return Caller{}, ErrNoFlow
 	case d != flow.Forward:
 		return Caller{}, errOtherWay
 	case f.State.Over():
@@ -49,9 +49,11 @@ func (p *Path) Caller(local, peer netip.AddrPort) (Caller, error) {
 	return c, nil
 }
 
-// Why nobody is known.
+// ErrNoFlow: there is no such connection.
+var ErrNoFlow = errors.New("no connection of that peer is known")
+
+// Why nobody else is known.
 var (
-	errNoFlow   = errors.New("no connection of that peer is known")
 	errOtherWay = errors.New("the connection was opened by the container itself")
 	errOver     = errors.New("the connection is over")
 	errOtherEnd = errors.New("one end of the connection is another container by now")

@@ -26,7 +26,7 @@ const maxCommonName = 64
 // Instance is what a container's certificate says of it.
 type Instance struct {
 	Container  string     // the instance's GUID: common name and first DNS name
-	Address    netip.Addr // in the overlay; may be invalid
+	Address    netip.Addr // in the overlay, IPv4; its twin is its too. May be invalid
 	Names      []string   // of its app's internal routes
 	App        policy.AppID
 	Space, Org string // GUIDs; "" where the registry has none
@@ -80,6 +80,9 @@ func (i Instance) template(trustDomain string) (*x509.Certificate, error) {
 	}
 	if i.Address.IsValid() {
 		tmpl.IPAddresses = []net.IP{i.Address.AsSlice()}
+		if i.Address.Is4() {
+			tmpl.IPAddresses = append(tmpl.IPAddresses, policy.Twin(i.Address).AsSlice())
+		}
 	}
 	for _, n := range i.Names {
 		if n != i.Container {

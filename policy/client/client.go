@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"tulle/policy"
 	"tulle/policy/api"
 	"tulle/policy/ca"
 )
@@ -168,6 +169,15 @@ func (c *Client) Trust(ctx context.Context) (api.Trust, error) {
 	var answer api.Trust
 	if err := c.do(ctx, http.MethodGet, api.PathTrust, nil, &answer); err != nil {
 		return api.Trust{}, fmt.Errorf("trust of containers: %w", err)
+	}
+	return answer, nil
+}
+
+// AppName asks who an app is that concerns the cell; see api.PathAppName.
+func (c *Client) AppName(ctx context.Context, app policy.AppID) (api.AppName, error) {
+	var answer api.AppName
+	if err := c.do(ctx, http.MethodGet, strings.ReplaceAll(api.PathAppName, "{guid}", url.PathEscape(string(app))), nil, &answer); err != nil {
+		return api.AppName{}, fmt.Errorf("name of app %s: %w", app, err)
 	}
 	return answer, nil
 }

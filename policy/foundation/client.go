@@ -127,3 +127,10 @@ func (c *Client) Certificate(context.Context, api.CertificateRequest) (api.Certi
 
 // Trust is ErrNoCertificates.
 func (c *Client) Trust(context.Context) (api.Trust, error) { return api.Trust{}, ErrNoCertificates }
+
+var errNoNames = errors.New("a foundation's policy server tells cells the GUIDs of apps alone")
+
+// AppName is not to be had.
+func (c *Client) AppName(context.Context, policy.AppID) (api.AppName, error) {
+	return api.AppName{}, errNoNames
+}

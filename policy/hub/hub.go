@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"tulle/policy"
 	"tulle/policy/api"
 	"tulle/policy/store"
 )
@@ -299,6 +300,14 @@ func (h *Hub) Revision() api.Revision {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.x.revision
+}
+
+// Concerns reports whether a cell has an app, or one with a policy with it: whether
+// it is told of that app's endpoints.
+func (h *Hub) Concerns(cell string, app policy.AppID) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.x.own[cell][app] > 0 || h.x.partnered(app, cell)
 }
 
 // Counts is what was sent so far.

@@ -102,6 +102,7 @@ func NewInternal(ctx context.Context, s store.Store, opt InternalOptions) (*Inte
 		{http.MethodPost, api.PathJoin, in.postJoin},
 		{http.MethodPost, api.PathCertificates, in.ofCell(in.postCertificate)},
 		{http.MethodGet, api.PathTrust, in.ofCell(in.getTrust)},
+		{http.MethodGet, api.PathAppName, in.ofCell(in.getAppName)},
 		{http.MethodGet, api.PathWatch, in.ofCell(in.getWatch)},
 		{http.MethodGet, pathInternalPolicies, in.ofReader(in.getPolicies)},
 		{http.MethodGet, pathInternalLastUpdated, in.ofReader(in.getLastUpdated)},

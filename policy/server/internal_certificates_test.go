@@ -73,7 +73,7 @@ func TestCertificatesOfOwnEndpointsOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	app := apps[0]
-	if leaf.Subject.CommonName != "web-0" || strings.Join(leaf.DNSNames, " ") != "web-0 web.apps.internal www.apps.internal" || len(leaf.IPAddresses) != 1 || leaf.IPAddresses[0].String() != address.String() {
+	if leaf.Subject.CommonName != "web-0" || strings.Join(leaf.DNSNames, " ") != "web-0 web.apps.internal www.apps.internal" || len(leaf.IPAddresses) != 2 || leaf.IPAddresses[0].String() != address.String() || leaf.IPAddresses[1].String() != policy.Twin(address).String() {
 		t.Errorf("the certificate is of %q, %v, %v", leaf.Subject.CommonName, leaf.DNSNames, leaf.IPAddresses)
 	}
 	if want := "spiffe://tulle.internal/org/" + app.OrgGUID + "/space/" + app.SpaceGUID + "/app/" + string(app.GUID); len(leaf.URIs) != 1 || leaf.URIs[0].String() != want {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"tulle/policy"
@@ -45,6 +46,17 @@ func (s *steadyStore) LastUpdated(ctx context.Context) (time.Time, error) {
 
 func (s *steadyStore) Apps(ctx context.Context) ([]store.App, error) {
 	return read(ctx, s, s.Store.Apps, func() ([]store.App, bool) { return recall(&s.memory, func(k *known) []store.App { return k.apps }) })
+}
+
+func (s *steadyStore) App(ctx context.Context, guid policy.AppID) (store.App, error) {
+	return read(ctx, s, func(ctx context.Context) (store.App, error) { return s.Store.App(ctx, guid) }, func() (store.App, bool) {
+		apps, _ := recall(&s.memory, func(k *known) []store.App { return k.apps })
+		i := slices.IndexFunc(apps, func(a store.App) bool { return a.GUID == guid })
+		if i < 0 {
+			return store.App{}, false
+		}
+		return apps[i], true
+	})
 }
 
 func (s *steadyStore) Cells(ctx context.Context) ([]store.Cell, error) {

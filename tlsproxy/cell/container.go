@@ -89,7 +89,7 @@ func (c *container) caller(ctx context.Context, peer netip.AddrPort) (tlsproxy.C
 	got, err := ask(ctx, c.f.asks, func(client *control.Client) (control.Caller, error) {
 		return client.TLSCaller(ctx, control.TLSCaller{Container: c.of.Container, Peer: peer})
 	})
-	return tlsproxy.Caller{App: string(got.App)}, err
+	return tlsproxy.Caller{App: string(got.App), Space: got.SpaceGUID, Org: got.OrgGUID}, err
 }
 
 func (c *container) clients() *x509.CertPool {

@@ -7,8 +7,23 @@ import (
 	"fmt"
 	"net/netip"
 
+	"tulle/policy"
 	"tulle/policy/store"
 )
+
+func (d *db) App(ctx context.Context, guid policy.AppID) (store.App, error) {
+	a := store.App{GUID: guid}
+	err := d.read(ctx, "read app", func(q querier) error {
+		err := q.QueryRowContext(ctx, `SELECT a.name, coalesce(s.guid, ''), coalesce(s.name, ''), coalesce(o.guid, ''), coalesce(o.name, '')
+			FROM apps a LEFT JOIN spaces s ON s.guid = a.space LEFT JOIN orgs o ON o.guid = s.org
+			WHERE a.guid = ?1`, string(guid)).Scan(&a.Name, &a.SpaceGUID, &a.Space, &a.OrgGUID, &a.Org)
+		if errors.Is(err, sql.ErrNoRows) {
+			return fmt.Errorf("%w: no app %s", store.ErrNotFound, guid)
+		}
+		return err
+	})
+	return a, err
+}
 
 func (d *db) Subject(ctx context.Context, cell, container string) (store.Subject, error) {
 	s := store.Subject{Container: container}

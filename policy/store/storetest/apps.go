@@ -57,6 +57,17 @@ var appTests = map[string]func(*testing.T, Open){
 		}
 		apps, err := f.Apps(t.Context())
 		f.must(err)
+		for _, want := range apps {
+			got, err := f.App(t.Context(), want.GUID)
+			f.must(err)
+			want.Instances = 0
+			if got != want {
+				t.Errorf("app %s is %+v, in the list %+v", want.GUID, got, want)
+			}
+		}
+		if _, err := f.App(t.Context(), "free"); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("an app that is gone: %v", err)
+		}
 		var left []policy.AppID
 		for _, a := range apps {
 			left = append(left, a.GUID)
