@@ -1,8 +1,10 @@
 package datapath
 
 import (
+	"net/netip"
 	"testing"
 
+	"tulle/overlay/fib"
 	"tulle/overlay/packet"
 	"tulle/overlay/packet/packettest"
 	"tulle/overlay/tun"
@@ -118,6 +120,58 @@ func TestHotPathDoesNotAllocate(t *testing.T) {
 	})
 	if s.dev.bytes == 0 || s.conn.bytes == 0 {
 		t.Error("nothing went through")
+	}
+}
+
+// tunnelDrain is a tunnel that throws away what it is given, once it has seen that
+// there is room around it.
+type tunnelDrain struct{ frames int }
+
+func (d *tunnelDrain) Room(n int) (before, stride, after int) { return 44, n + 60, 31 }
+func (d *tunnelDrain) Send(netip.Addr, uint32, []byte, int) error {
+	d.frames++
+	return nil
+}
+func (d *tunnelDrain) SendTrain(_ netip.Addr, _ uint32, b []byte, frame int) error {
+	before, stride, after := d.Room(frame)
+	if cap(b)-len(b) < after {
+		return udp.ErrMessageSize
+	}
+	for at := before; at < len(b); at += stride {
+		if b[at] != 0x88 { // VXLAN's flags
+			return udp.ErrMessageSize
+		}
+		d.frames++
+	}
+	return nil
+}
+
+func TestNothingIsAllocatedIntoATunnel(t *testing.T) {
+	s := newStage(t)
+	d := &tunnelDrain{}
+	s.client.cell.path.tunnel = d
+	s.client.cell.fib.Update(func(b *fib.Builder) {
+		p := *s.client.cell.fib.Load().PeerByUnderlay(s.remote.cell.underlay)
+		p.Mode, p.Tunnel = fib.WireGuard, netip.MustParseAddr("100.64.0.2")
+		b.PutPeer(p)
+	})
+	for name, c := range map[string]struct {
+		send   func()
+		frames int
+	}{
+		"one packet":     {s.egress(s.remote, 1000, packet.Virtio{}), 1},
+		"a super-packet": {s.egress(s.remote, 60000, s.virtio), (60000 + 1409) / 1410},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d.frames = 0
+			c.send()
+			if d.frames != c.frames {
+				t.Errorf("%d frames, want %d", d.frames, c.frames)
+			}
+			if n := testing.AllocsPerRun(100, c.send); n != 0 {
+				t.Errorf("%v allocations", n)
+			}
+		})
 	}
 }
 

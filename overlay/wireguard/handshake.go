@@ -239,7 +239,9 @@ func (t *Tunnel) stampLocked() tai64n.Timestamp {
 }
 
 // initiation answers a handshake that a peer begins. The curve's work on what a
-// stranger may have sent is done without the lock.
+// stranger may have sent is done without the lock. Whether the peer has moved is seen
+// when it sends in the session: to a cell that was started again a stranger can repeat
+// what the peer once began.
 func (t *Tunnel) initiation(own *ownKey, b []byte, from netip.AddrPort, now int64) error {
 	state, err := newNoise(own, nil)
 	if err != nil {
@@ -279,20 +281,18 @@ func (t *Tunnel) initiation(own *ownKey, b []byte, from netip.AddrPort, now int6
 	}
 	s := newSession(p, own.public, key, psk, in.UnsafeKey(), out.UnsafeKey(), now)
 	s.local = t.indexLocked(&entry{peer: p, session: s})
-	s.remote = endian.Uint32(b[4:])
+	s.remote, s.from = endian.Uint32(b[4:]), from
 	s.unconfirmed.Store(true)
 	t.endLocked(p.next) // which was not confirmed
 	p.next = s
 	p.begun, p.derived = now, now
 	p.asked.Store(now)
-	p.heard(false)
-	p.moveLocked(from)
 	endian.PutUint32(answer, typeResponse)
 	endian.PutUint32(answer[4:], s.local)
 	endian.PutUint32(answer[8:], s.remote)
 	id.macs.AddMacs(answer)
 	p.sent(false)
-	return p.put(answer, len(answer), 0)
+	return t.conns[0].Send(from, answer, 0)
 }
 
 // response makes the session of a handshake that this cell began, and sends in it at
@@ -354,6 +354,7 @@ func (t *Tunnel) confirm(s *session) {
 	s.unconfirmed.Store(false)
 	t.endLocked(p.previous)
 	p.previous, p.next = p.current.Load(), nil
+	p.moveLocked(s.from)
 	t.useLocked(p, s)
 }
 

@@ -3,6 +3,7 @@ package wireguard
 import (
 	"crypto/cipher"
 	"fmt"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 
@@ -24,6 +25,7 @@ type session struct {
 	age        atomic.Uint32
 	// unconfirmed: the peer began it, and has not sent anything in it.
 	unconfirmed atomic.Bool
+	from        netip.AddrPort // where it began it
 
 	mu     sync.Mutex // guards window, which several sockets may meet at
 	window replay.Filter

@@ -150,6 +150,11 @@ func (c *cell) peer() Peer {
 	return Peer{Key: c.key.Public(), Address: c.tunnel.Address(), Endpoint: c.conn.Local()}
 }
 
+// nobody is a peer that there is not.
+func (c *cell) nobody() Peer {
+	return Peer{Key: newKey(c.t).Public(), Address: netip.MustParseAddr("100.64.0.77"), Endpoint: netip.MustParseAddrPort("192.0.2.77:51820")}
+}
+
 func (c *cell) knows(other *cell) {
 	c.t.Helper()
 	if err := c.tunnel.Set(other.name, other.peer()); err != nil {
@@ -270,6 +275,42 @@ func TestPeerMovesOnTheUnderlay(t *testing.T) {
 	default:
 		t.Error("the answer did not go where the peer is now")
 	}
+}
+
+// A stranger that repeats to a restarted cell what a peer once began is answered, for
+// the cell cannot know; but the peer is not taken to be where the stranger is.
+func TestRepeatedHandshakeMovesNobody(t *testing.T) {
+	net, a, b := pair(t)
+	begun := make(chan []byte, 16)
+	net.SetHook(func(d *udptest.Datagram) udptest.Fate {
+		if typeOf(d) == typeInitiation {
+			begun <- bytes.Clone(d.Payload)
+		}
+		return udptest.Deliver
+	})
+	speak(a, b)
+	settle(a, b)
+	if err := b.tunnel.Set(a.name, b.nobody()); err != nil { // what it knew of a is gone
+		t.Fatal(err)
+	}
+	b.knows(a)
+	stranger, err := net.Listen(netip.MustParseAddrPort("198.51.100.66:666"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stranger.Send(b.conn.Local(), <-begun, 0); err != nil {
+		t.Fatal(err)
+	}
+	got := []udp.Message{{Buf: make([]byte, 65535)}}
+	if _, err := stranger.Receive(got); err != nil || got[0].N != responseLen {
+		t.Fatalf("%d bytes, %v: want a response", got[0].N, err)
+	}
+	if err := stranger.Close(); err != nil {
+		t.Fatal(err)
+	}
+	later(6*time.Second, a, b)
+	b.send(a, "to where the peer is")
+	a.expect(b, "to where the peer is")
 }
 
 func TestStrangersKeyOpensNothing(t *testing.T) {
