@@ -49,5 +49,9 @@ func (w *world) instances(list []api.Instance) []dns.Instance {
 
 // localInstance is a container of this cell as the resolver knows it.
 func localInstance(e endpoint.Endpoint, app policy.AppID) dns.Instance {
-	return dns.Instance{App: app, Address: e.Address, Index: e.Instance, AppName: e.App.Name, Space: e.App.Space, Org: e.App.Org}
+	i := dns.Instance{App: app, Address: e.Address, Index: e.Instance}
+	if e.App.Name != "" {
+		i.Called = &dns.Called{Name: e.App.Name, Space: e.App.Space, Org: e.App.Org}
+	}
+	return i
 }

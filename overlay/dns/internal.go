@@ -119,15 +119,22 @@ func name4(twin netip.Addr) netip.Addr {
 // would not take as it stands is said by its GUID.
 func mend(source, destination Instance) string {
 	from, to := string(source.App), string(destination.App)
-	if isPlain(source.AppName) {
-		from = source.AppName
+	var here, there Called
+	if source.Called != nil {
+		here = *source.Called
+	}
+	if destination.Called != nil {
+		there = *destination.Called
+	}
+	if isPlain(here.Name) {
+		from = here.Name
 	}
 	switch {
-	case !isPlain(destination.AppName):
-	case destination.Space == source.Space && destination.Org == source.Org:
-		to = destination.AppName
-	case isPlain(destination.Space) && isPlain(destination.Org):
-		to = destination.AppName + " -s " + destination.Space + " -o " + destination.Org
+	case !isPlain(there.Name):
+	case there.Space == here.Space && there.Org == here.Org:
+		to = there.Name
+	case isPlain(there.Space) && isPlain(there.Org):
+		to = there.Name + " -s " + there.Space + " -o " + there.Org
 	}
 	return fmt.Sprintf("no policy lets this app reach it; allow it with: tulle add-network-policy %s %s --protocol tcp --port %d", from, to, appPort)
 }

@@ -45,8 +45,8 @@ func acme() *Names {
 		},
 		InstancesSet: []Instance{inst("web/0 10.255.3.4"), inst("web/1 10.255.4.4"), inst("green/0 10.255.3.5"), inst("odd/x 10.255.3.6")},
 	})
-	n.SetLocal(Instance{App: "front", Address: container, Index: "0", AppName: "frontend"})
-	n.SetLocal(Instance{App: "web", Address: netip.MustParseAddr("10.255.1.8"), Index: "2", AppName: "backend"})
+	n.SetLocal(Instance{App: "front", Address: container, Index: "0", Called: &Called{Name: "frontend"}})
+	n.SetLocal(Instance{App: "web", Address: netip.MustParseAddr("10.255.1.8"), Index: "2", Called: &Called{Name: "backend"}})
 	return n
 }
 
@@ -284,7 +284,10 @@ func TestProhibited(t *testing.T) {
 func TestMend(t *testing.T) {
 	const source = "11111111-0000-4000-8000-000000000001"
 	app := func(id policy.AppID, name, space, org string) Instance {
-		return Instance{App: id, AppName: name, Space: space, Org: org}
+		if name == "" {
+			return Instance{App: id}
+		}
+		return Instance{App: id, Called: &Called{name, space, org}}
 	}
 	front := app(source, "front.end-1", "prod", "acme")
 	for _, c := range []struct {

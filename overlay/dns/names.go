@@ -37,11 +37,12 @@ type nameSet struct {
 type Instance struct {
 	App     policy.AppID
 	Address netip.Addr
-	Index   string // its number among the app's instances; "" where nobody said one
-	AppName string // the app's name, and those of its space and org, where they are known
-	Space   string
-	Org     string
+	Index   string  // its number among the app's instances; "" where nobody said one
+	Called  *Called // nil: not known here
 }
+
+// Called is what people call an app.
+type Called struct{ Name, Space, Org string }
 
 // instances are found by address and by app.
 type instances struct {
@@ -334,7 +335,7 @@ func (n *Names) prohibited(from netip.Addr, to []Instance) (source, destination 
 		if i.App == "" || n.allow[appPair{source.App, i.App}] > 0 {
 			return source, destination, false // whose it is nobody knows, or it is allowed
 		}
-		if destination.App == "" || destination.AppName == "" {
+		if destination.App == "" || destination.Called == nil {
 			destination = i
 		}
 	}
