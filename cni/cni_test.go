@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -177,6 +178,29 @@ func TestLifelineIsTheProcess(t *testing.T) {
 	}
 	if got := c.Seen().Attaches[0].Lifeline; got != control.LifelinePidfd {
 		t.Errorf("lifeline %s", got)
+	}
+}
+
+// TestSomebodyElseHas61443: the platform's own proxy, of either family, keeps the
+// port; the container is attached without TLS, and the daemon is told why.
+func TestSomebodyElseHas61443(t *testing.T) {
+	nstest.NeedTUN(t)
+	for _, at := range []string{"127.0.0.1:61443", "0.0.0.0:61443", "[::1]:61443"} {
+		c := cnitest.New(t)
+		n := nstest.New(t)
+		var taken net.Listener
+		must(t, n.Do(func() (err error) {
+			taken, err = net.Listen("tcp", at)
+			return err
+		}))
+		out, code := call(env("ADD", "c1", n.Path(), "eth0"), conf("1.0.0", c.Socket))
+		if code != 0 {
+			t.Fatalf("beside %s: %s", at, out)
+		}
+		if got := c.Seen().Attaches[0].TLS; got == nil || !strings.Contains(got.Off, "port 61443: the port is in use") {
+			t.Errorf("beside %s the daemon was told %+v", at, got)
+		}
+		must(t, taken.Close())
 	}
 }
 

@@ -67,7 +67,7 @@ func newMetrics(d *Daemon) *metrics {
 		prohibited: desc("dns_prohibited_total", "Internal names that were answered to a container which no policy lets reach any of their instances."),
 		names:      desc("dns_names", "Internal names known."),
 	}
-	m.registry.MustRegister(newEgressMetrics(d), m, m.update, m.attaches, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(newEgressMetrics(d), newTLSMetrics(d), m, m.update, m.attaches, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"tulle/overlay/control"
 	"tulle/overlay/endpoint"
+	"tulle/overlay/fib"
 	"tulle/overlay/identity"
 	"tulle/overlay/mint"
 	"tulle/policy"
@@ -248,7 +249,11 @@ func (l *life) TLSCaller(ctx context.Context, q control.TLSCaller) (control.Call
 	if one == nil {
 		return control.Caller{}, control.Errorf(control.CodeNotFound, "no TLS is terminated for container %s", q.Container)
 	}
-	c, err := l.caller(netip.AddrPortFrom(one.e.Address, control.TLSPort), q.Peer)
+	local := one.e.Address
+	if q.Peer.Addr().Unmap().Is6() {
+		local = fib.Twin(local)
+	}
+	c, err := l.caller(netip.AddrPortFrom(local, control.TLSPort), q.Peer)
 	if err != nil {
 		return c, control.Errorf(control.CodeNotFound, "caller %s of container %s: %v", q.Peer, q.Container, err)
 	}

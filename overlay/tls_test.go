@@ -23,7 +23,7 @@ import (
 )
 
 // secured attaches a container whose TLS is to be terminated.
-func (c *cell) secured(id string, of policy.AppID, l control.Lifeline) (*app, *mint.Sockets) {
+func (c *cell) secured(id string, of policy.AppID, l control.Lifeline, change ...func(*control.TLS)) (*app, *mint.Sockets) {
 	c.Helper()
 	a := &app{cell: c, id: id, conn: c.client()}
 	a.ns, a.tun = newTUN(c.T)
@@ -34,6 +34,9 @@ func (c *cell) secured(id string, of policy.AppID, l control.Lifeline) (*app, *m
 	c.Cleanup(func() { _ = s.Close() })
 	r := c.request(id, of, l)
 	r.TLS = &control.TLS{Backend: 80}
+	for _, f := range change {
+		f(r.TLS)
+	}
 	var err error
 	if a.at, err = a.conn.Attach(c.Context(), r, a.tun, nil, s.Files()...); err != nil {
 		c.Fatalf("attach %s: %v", id, err)
@@ -136,6 +139,37 @@ func TestTLSOfAContainer(t *testing.T) {
 		})
 	}
 	stranger.refused(db, control.TLSPort)
+	// The same over IPv6: one listener, one policy, one name.
+	if err := cert.Leaf.VerifyHostname(db.at.Address6.Addr().String()); err != nil {
+		t.Error(err)
+	}
+	for _, from := range []*app{web, near} {
+		var c net.Conn
+		eventually(t, from.id+" connects over IPv6", func() (ok bool) {
+			c, err = from.dial6(db, control.TLSPort)
+			return err == nil
+		})
+		defer c.Close()
+		served, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer served.Close()
+		peer := served.RemoteAddr().(*net.TCPAddr).AddrPort()
+		if who, err := b.client().TLSCaller(t.Context(), control.TLSCaller{Container: "db-0", Peer: peer}); err != nil || who.App != "web" || !peer.Addr().Is6() || peer.Addr() != from.at.Address6.Addr() {
+			t.Errorf("%s from %s is %+v, %v", from.id, peer, who, err)
+		}
+		other := netip.AddrPortFrom(peer.Addr(), peer.Port()^1)
+		if _, err := b.client().TLSCaller(t.Context(), control.TLSCaller{Container: "db-0", Peer: other}); codeOf(err) != control.CodeNotFound {
+			t.Errorf("another port of %s: %v", from.id, err)
+		}
+	}
+	if c, err := stranger.dial6(db, control.TLSPort); !errors.Is(err, unix.ECONNREFUSED) {
+		if err == nil {
+			c.Close()
+		}
+		t.Errorf("a stranger over IPv6: %v", err)
+	}
 
 	// A name that the app gets is in its certificate at once, one that it loses is not.
 	route := []policy.Route{{Name: "db.apps.internal", App: "db"}}
@@ -177,6 +211,34 @@ func TestTLSOfAContainer(t *testing.T) {
 		_, err := b.client().TLSCertificate(t.Context(), control.TLSCertificate{Container: "db-0"})
 		return codeOf(err) == control.CodeNotFound
 	})
+}
+
+// An app that is told who calls in a header is told the caller's space and org too,
+// as far as the policy server says them.
+func TestCallerInAHeaderHasSpaceAndOrg(t *testing.T) {
+	p := newPlane(t)
+	a, b := p.cell("a", "127.0.0.1", nil), p.cell("b", "127.0.0.2", nil)
+	p.allow(tcp("web", "db", control.TLSPort))
+	db, _ := b.secured("db-0", "db", control.LifelineConnection, func(t *control.TLS) { t.Identity = control.IdentityXFCC })
+	web := a.attachWith("web-0", "web", control.LifelineConnection, func(r *control.Attach) { r.App.Name, r.App.Space, r.App.Org = "web", "prod", "acme" })
+	_, l := b.proxied("db-0")
+	var c net.Conn
+	eventually(t, "a connection", func() (ok bool) {
+		var err error
+		c, err = web.dial(db, control.TLSPort, time.Second)
+		return err == nil
+	})
+	defer c.Close()
+	served, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer served.Close()
+	peer := served.RemoteAddr().(*net.TCPAddr).AddrPort()
+	who, err := b.client().TLSCaller(t.Context(), control.TLSCaller{Container: "db-0", Peer: peer})
+	if err != nil || who.App != "web" || who.AppName != "web" || who.Space != "prod" || who.SpaceGUID == "" || who.Org != "acme" || who.OrgGUID == "" {
+		t.Errorf("the caller is %+v, %v", who, err)
+	}
 }
 
 // The sockets outlive the daemon in the holder, and the certificate in its

@@ -211,6 +211,18 @@ func (k *Keeper) RenewAt(container string, p Pair) time.Time {
 // Counts are renewals that succeeded and that failed, since Open.
 func (k *Keeper) Counts() (renewed, failed uint64) { return k.renewed.Load(), k.failed.Load() }
 
+// Len is how many containers have a certificate.
+func (k *Keeper) Len() (n int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, e := range k.entries {
+		if e.pair != nil {
+			n++
+		}
+	}
+	return n
+}
+
 // Earliest is when the first of all certificates expires; zero: there is none.
 func (k *Keeper) Earliest() (first time.Time) {
 	k.mu.Lock()

@@ -13,12 +13,12 @@ import (
 // process's own: whoever minted there would open doors of the host.
 func (s *Sockets) Check(port uint16) error {
 	for _, f := range s.Files() {
-		if err := checkKind(f); err != nil {
+		if err := checkKind(f, f == s.Public); err != nil {
 			return fmt.Errorf("%s socket: %w", f.Name(), err)
 		}
 	}
-	at, err := onFD(s.Public, localAddr)
-	if err != nil || at.Port != int(port) {
+	at, err := onFD(s.Public, localPort)
+	if err != nil || at != int(port) {
 		return fmt.Errorf("public socket is not bound to port %d", port)
 	}
 	listening, err := onFD(s.Private, func(fd int) (int, error) {
@@ -33,7 +33,8 @@ func (s *Sockets) Check(port uint16) error {
 	return s.checkNamespace()
 }
 
-func checkKind(f *os.File) error {
+// checkKind: the public socket may be of either family.
+func checkKind(f *os.File, either bool) error {
 	_, err := onFD(f, func(fd int) (any, error) {
 		for _, want := range []struct {
 			option, value int
@@ -43,7 +44,11 @@ func checkKind(f *os.File) error {
 			{unix.SO_TYPE, unix.SOCK_STREAM, "no stream socket"},
 			{unix.SO_PROTOCOL, unix.IPPROTO_TCP, "no TCP socket"},
 		} {
-			if got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, want.option); err != nil || got != want.value {
+			got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, want.option)
+			if either && want.option == unix.SO_DOMAIN && got == unix.AF_INET6 {
+				continue
+			}
+			if err != nil || got != want.value {
 				return nil, errors.New(want.text)
 			}
 		}
@@ -102,6 +107,17 @@ func (s *Sockets) Same(o *Sockets) bool {
 
 func cookie(f *os.File) (uint64, error) {
 	return onFD(f, func(fd int) (uint64, error) { return unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE) })
+}
+
+func localPort(fd int) (int, error) {
+	sa, err := unix.Getsockname(fd)
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return sa.Port, nil
+	case *unix.SockaddrInet6:
+		return sa.Port, nil
+	}
+	return 0, errors.Join(err, errors.New("not a TCP socket"))
 }
 
 func localAddr(fd int) (*unix.SockaddrInet4, error) {

@@ -12,7 +12,7 @@ import (
 // Sockets are what Create made, or what is left of it somewhere else: three
 // descriptors, closed by Close.
 type Sockets struct {
-	Public  *os.File // bound to the public port of every address, not listening
+	Public  *os.File // bound to the public port of every address of both families, not listening
 	Private *os.File // listens on 127.0.0.1
 	Spare   *os.File
 }
@@ -28,19 +28,8 @@ const privateBacklog = 16
 func Create(port uint16) (*Sockets, error) {
 	var s Sockets
 	err := func() (err error) {
-		if s.Public, err = socket("public"); err != nil {
+		if s.Public, err = public(port); err != nil {
 			return err
-		}
-		fd := int(s.Public.Fd())
-		// So that it can listen again while connections of before are there.
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-			return err
-		}
-		if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(port)}); err != nil {
-			if errors.Is(err, unix.EADDRINUSE) {
-				err = ErrPortTaken
-			}
-			return fmt.Errorf("port %d: %w", port, err)
 		}
 		if s.Private, err = socket("private"); err != nil {
 			return err
@@ -62,10 +51,43 @@ func Create(port uint16) (*Sockets, error) {
 
 var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 
+// public binds the port of every address: by one socket of IPv6 that takes IPv4 too,
+// or by one of IPv4 where this kernel has nothing else.
+func public(port uint16) (*os.File, error) {
+	f, err := open("public", unix.AF_INET6)
+	any := unix.Sockaddr(&unix.SockaddrInet6{Port: int(port)})
+	if err == nil {
+		err = unix.SetsockoptInt(int(f.Fd()), unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0)
+	} else if errors.Is(err, unix.EAFNOSUPPORT) {
+		any = &unix.SockaddrInet4{Port: int(port)}
+		f, err = socket("public")
+	}
+	if err == nil {
+		// So that it can listen again while connections of before are there.
+		err = unix.SetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	}
+	if err == nil {
+		err = unix.Bind(int(f.Fd()), any)
+	}
+	if errors.Is(err, unix.EADDRINUSE) {
+		err = ErrPortTaken
+	}
+	if err != nil {
+		err = fmt.Errorf("port %d: %w", port, err)
+		if f != nil {
+			err = errors.Join(err, f.Close())
+		}
+		return nil, err
+	}
+	return f, nil
+}
+
 // socket's file is not in the runtime's poller: its kind is a blocking one, its
 // descriptor is not.
-func socket(name string) (*os.File, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+func socket(name string) (*os.File, error) { return open(name, unix.AF_INET) }
+
+func open(name string, family int) (*os.File, error) {
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 	if err != nil {
 		return nil, fmt.Errorf("socket: %w", err)
 	}

@@ -2,8 +2,8 @@
 // as often as needed, with no right over it.
 //
 // Whoever is inside once (the CNI plugin, the init of `tulle run`) makes three
-// sockets with Create and hands their descriptors out: the public port, bound
-// but not listening yet; a listener on the namespace's own 127.0.0.1; and a
+// sockets with Create and hands their descriptors out: the public port of both
+// families, bound but not listening yet; a listener on the namespace's own 127.0.0.1; and a
 // spare socket. Outside, the spare connects to the private listener, and accept
 // gives its twin. connect(2) with AF_UNSPEC turns either end back into a socket
 // without a connection: the twin is a new socket of the namespace, the spare is

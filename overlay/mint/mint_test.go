@@ -366,6 +366,54 @@ func TestStopAndListenAgain(t *testing.T) {
 	}
 }
 
+// The public port is that of both families; who has it for one of them has it.
+func TestBothFamilies(t *testing.T) {
+	ns, s, _ := container(t, "app")
+	m, err := New(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := m.Listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for network, host := range map[string]string{"tcp4": "127.0.0.1", "tcp6": "::1"} {
+		var c net.Conn
+		if err := ns.Do(func() (err error) {
+			c, err = net.DialTimeout(network, net.JoinHostPort(host, fmt.Sprint(publicPort)), wait)
+			return err
+		}); err != nil {
+			t.Errorf("%s: %v", network, err)
+			continue
+		}
+		defer c.Close()
+		served, err := l.AcceptTCP()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer served.Close()
+		if got := served.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap(); got.String() != host {
+			t.Errorf("over %s the peer is %s", network, got)
+		}
+		other := nstest.New(t)
+		if err := other.Do(func() error {
+			taken, err := net.Listen(network, net.JoinHostPort(host, fmt.Sprint(publicPort)))
+			if err != nil {
+				return err
+			}
+			defer taken.Close()
+			if s, err := Create(publicPort); !errors.Is(err, ErrPortTaken) {
+				s.Close()
+				t.Errorf("beside a listener on %s: %v", host, err)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestPortTakenAndCheck(t *testing.T) {
 	ns, s, _ := container(t, "app")
 	m, err := New(s)

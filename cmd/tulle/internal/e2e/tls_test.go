@@ -98,6 +98,13 @@ func TestTLSOn61443(t *testing.T) {
 	}
 	answers("at first", cells[0])
 	answers("at first", cells[1])
+	over6 := "https://[" + policy.Twin(netip.MustParseAddrPort(db.At(demo.TLSPort)).Addr()).String() + "]:61443/"
+	for _, cell := range cells {
+		said, status := inside(t, w, cell, "web", nil, "curl", "-sS", "-g", "--max-time", "20", "-w", " verify=%{ssl_verify_result} code=%{http_code}", over6)
+		if status != 0 || !strings.Contains(said, `"db/0"`) || !strings.Contains(said, "verify=0 code=200") {
+			t.Errorf("over IPv6, from %s, curl ends with %d: %s", cell.Name, status, said)
+		}
+	}
 	// What the container sees of the trust, and that the system's own is still in it.
 	said, status := inside(t, w, cells[0], "web", nil, "sh", "-c",
 		`echo "$SSL_CERT_FILE $CURL_CA_BUNDLE $CF_SYSTEM_CERT_PATH"; grep -c BEGIN "$SSL_CERT_FILE"; touch "$SSL_CERT_FILE" 2>&1`)
