@@ -414,6 +414,40 @@ func TestBothFamilies(t *testing.T) {
 	}
 }
 
+// Nothing is shared by SO_REUSEPORT. An app that listens on the port before a proxy
+// does keeps it: the proxy is told, and steps back.
+func TestAppListensFirst(t *testing.T) {
+	ns, s, _ := container(t, "app")
+	for _, f := range s.Files() {
+		if got, err := onFD(f, func(fd int) (int, error) { return unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT) }); err != nil || got != 0 {
+			t.Errorf("the %s socket has SO_REUSEPORT %d, %v", f.Name(), got, err)
+		}
+	}
+	m, err := New(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var app net.Listener
+	if err := ns.Do(func() (err error) {
+		app, err = net.Listen("tcp4", fmt.Sprintf("0.0.0.0:%d", publicPort)) // with SO_REUSEADDR, as ours
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := m.Listen(); !errors.Is(err, ErrPortTaken) {
+		if err == nil {
+			l.Close()
+		}
+		t.Errorf("beside an app that listens: %v", err)
+	}
+	app.Close()
+	l, err := m.Listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+}
+
 func TestPortTakenAndCheck(t *testing.T) {
 	ns, s, _ := container(t, "app")
 	m, err := New(s)
