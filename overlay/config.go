@@ -48,11 +48,13 @@ type Config struct {
 	Port       uint16         // of VXLAN; 0: a free one, published with the lease
 	Mode       api.TunnelMode // optional: wireguard, with the peers that have it too; of a foundation vxlan
 	WireGuard  uint16         // UDP port of mode wireguard; 0: a free one, published with the lease
-	MTU        int            // of the containers' devices; optional: from the underlay's interface
-	IPv4Only   bool           // containers have no IPv6 address
-	Metrics    string         // host:port; "": none
-	Allow      []control.Grant
-	Resolvers  []netip.AddrPort // optional: the host's
+	// PostQuantum, of mode wireguard; optional: off.
+	PostQuantum PostQuantum
+	MTU         int    // of the containers' devices; optional: from the underlay's interface
+	IPv4Only    bool   // containers have no IPv6 address
+	Metrics     string // host:port; "": none
+	Allow       []control.Grant
+	Resolvers   []netip.AddrPort // optional: the host's
 	// EmptyUnknown answers an internal name that nobody has with no data, as the
 	// original does, instead of "no such name".
 	EmptyUnknown bool
@@ -113,6 +115,9 @@ func (c *Config) complete() error {
 		c.Mode = api.ModeVXLAN // silk's cells speak nothing else
 	}
 	c.Mode = cmp.Or(c.Mode, api.ModeWireGuard)
+	c.PostQuantum = cmp.Or(c.PostQuantum, PostQuantumOff)
+	need(c.PostQuantum == PostQuantumOff || c.PostQuantum == PostQuantumOn || c.PostQuantum == PostQuantumRequired, fmt.Sprintf("post_quantum %q is neither off, on nor required", c.PostQuantum))
+	need(c.PostQuantum == PostQuantumOff || c.Mode == api.ModeWireGuard, "post_quantum is of mode wireguard alone")
 	need(c.Mode == api.ModeVXLAN || c.Mode == api.ModeWireGuard, fmt.Sprintf("mode %q is neither vxlan nor wireguard", c.Mode))
 	if c.Foundation != nil {
 		need(c.Server == "" && c.Credentials == "", "a cell of a foundation has neither server nor credentials of Tulle's")

@@ -30,6 +30,8 @@ type Daemon struct {
 	keyring sync.Mutex     // guards what follows
 	keys    wireguard.Keys // of mode wireguard; read by Run
 
+	secrets *secrets // of mode wireguard
+
 	identity *identity.Keeper // likewise: the containers' certificates
 
 	// nextLease is what the server gave in the place of a life's lease. The
@@ -79,6 +81,9 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	if d.cfg.Mode == api.ModeWireGuard {
 		// Behind the ledger's lock: no other daemon makes one at the same time.
 		if d.keys, err = wireguard.LoadKeys(d.cfg.StateDir); err != nil {
+			return err
+		}
+		if d.secrets, err = openSecrets(d.cfg.PostQuantum, d.client.Cell(), d.cfg.StateDir, d.log, d.cfg.Clock.Boot); err != nil {
 			return err
 		}
 	}

@@ -79,6 +79,7 @@ func (d *Daemon) ask(ctx context.Context, at ports) (endpoint.Lease, known, erro
 	if d.cfg.Mode == api.ModeWireGuard {
 		request.WireGuardPort = at.wireguard
 		request.Key, request.NextKey = d.published()
+		request.EncapsulationKey = d.secrets.published()
 	}
 	got, err := d.client.Lease(ctx, request)
 	if err != nil {

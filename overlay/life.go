@@ -128,6 +128,7 @@ func (d *Daemon) live(ctx context.Context, metrics string) (err error) {
 	l.run(func() error { return l.keepLease(ctx) })
 	if l.rotation != nil {
 		l.run(func() error { return l.rotation.run(ctx) })
+		l.run(func() error { return l.keepSecrets(ctx) })
 	}
 	l.run(func() error { l.outside.traffic.gather(ctx); return nil })
 	l.run(func() error { return l.outside.traffic.serveSwitch(ctx) })

@@ -68,6 +68,7 @@ func (c *cell) keys() wireguard.Keys {
 type stream struct {
 	t        *testing.T
 	stop     chan struct{}
+	stopOnce func()
 	wg       sync.WaitGroup
 	bytes    int // received in order
 	sent     uint32
@@ -77,6 +78,7 @@ type stream struct {
 func (a *app) streams(b *app) *stream {
 	a.Helper()
 	s := &stream{t: a.T, stop: make(chan struct{}), received: map[uint32]bool{}}
+	s.stopOnce = sync.OnceFunc(func() { close(s.stop) })
 	var l net.Listener
 	var out, in *net.UDPConn
 	err := b.ns.Do(func() (err error) {
@@ -112,6 +114,10 @@ func (a *app) streams(b *app) *stream {
 		a.Fatal(err)
 	}
 	_ = l.Close()
+	a.Cleanup(func() { // of a test that failed before the end
+		s.stopOnce()
+		s.wg.Wait()
+	})
 	s.wg.Go(func() { s.upload(far) })
 	s.wg.Go(func() { s.download(c) })
 	s.wg.Go(func() { s.send(out) })
@@ -126,11 +132,13 @@ func number(at int) byte { return byte(at ^ at>>8 ^ at>>16 ^ at>>24) }
 func (s *stream) upload(c net.Conn) {
 	defer c.Close()
 	b := make([]byte, 32<<10)
+	tick := time.NewTicker(time.Millisecond) // others want the processor, too
+	defer tick.Stop()
 	for at := 0; ; at += len(b) {
 		select {
 		case <-s.stop:
 			return
-		default:
+		case <-tick.C:
 		}
 		for i := range b {
 			b[i] = number(at + i)
@@ -217,7 +225,7 @@ func (s *stream) receive(c *net.UDPConn) {
 // end ends the stream; nothing of it may be missing.
 func (s *stream) end() {
 	s.t.Helper()
-	close(s.stop)
+	s.stopOnce()
 	s.wg.Wait()
 	var lost []uint32
 	for k := range s.sent {

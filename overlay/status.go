@@ -41,6 +41,9 @@ func (l *life) Status(ctx context.Context) (control.Status, error) {
 	if l.tunnel != nil {
 		s.WireGuard, s.Key, s.Tunnel = l.tunnel.Local(), api.TunnelKey(l.tunnel.Public()), l.tunnel.Address()
 		s.Rotation = l.rotation.step()
+		if l.d.secrets.mode != PostQuantumOff {
+			s.PostQuantum, s.NoSecret = string(l.d.secrets.mode), l.d.secrets.without()
+		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -52,6 +55,7 @@ func (l *life) Status(ctx context.Context) (control.Status, error) {
 		}
 	}
 	for _, p := range l.world.peers {
+		p.EncapsulationKey = "" // long, and nothing that an operator compares
 		s.Peers = append(s.Peers, p)
 	}
 	slices.SortFunc(s.Remote, func(a, b api.Endpoint) int { return a.Address.Compare(b.Address) })

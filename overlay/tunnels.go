@@ -125,6 +125,10 @@ func (l *life) startTunnel() (*tunnels, error) {
 	// The peers of a lease that is resumed know this cell, and have sessions with
 	// the daemon that was here before.
 	t.sessions, t.begin = l.tunnel, l.resumed
+	t.secrets, t.own = l.d.secrets, func() ends {
+		key, also := l.d.published()
+		return ends{key, also}
+	}
 	return t, nil
 }
 
@@ -132,6 +136,8 @@ func (l *life) startTunnel() (*tunnels, error) {
 // wireguard. world owns it.
 type tunnels struct {
 	sessions sessions // nil: the own mode is vxlan
+	secrets  *secrets // nil: none with anybody
+	own      func() ends
 	log      *slog.Logger
 	known    map[string]wireguard.Peer // that have a session
 	begin    bool                      // sessions are made before there is anything to send
@@ -142,6 +148,7 @@ type tunnels struct {
 type sessions interface {
 	Set(name string, p wireguard.Peer) error
 	Begin(name string)
+	Renew(name string)
 	Remove(name string)
 }
 
@@ -197,7 +204,16 @@ func (t *tunnels) set(p api.Peer) {
 		return
 	}
 	delete(t.plain, p.Name)
+	psk, ok := t.preshared(p)
+	if !ok {
+		if _, there := t.known[p.Name]; there {
+			delete(t.known, p.Name)
+			t.sessions.Remove(p.Name)
+		}
+		return
+	}
 	next := wireguard.Peer{
+		PSK: psk,
 		Key: wireguard.PublicKey(p.Key), Also: wireguard.PublicKey(p.NextKey), Address: p.Tunnel, Endpoint: netip.AddrPortFrom(p.Underlay, p.WireGuardPort),
 		Spread: p.Kind == api.KindTulle,
 	}
@@ -207,6 +223,15 @@ func (t *tunnels) set(p api.Peer) {
 	if t.enter(p.Name, next) && t.begin {
 		t.sessions.Begin(p.Name)
 	}
+}
+
+// preshared are the keys beside the public ones; ok is false where nothing may pass
+// without one.
+func (t *tunnels) preshared(p api.Peer) (psk []wireguard.PresharedKey, ok bool) {
+	if t.secrets == nil {
+		return nil, true
+	}
+	return t.secrets.of(p)
 }
 
 func (t *tunnels) enter(name string, p wireguard.Peer) bool {
@@ -222,6 +247,9 @@ func (t *tunnels) enter(name string, p wireguard.Peer) bool {
 func (t *tunnels) remove(name string) {
 	delete(t.plain, name)
 	delete(t.known, name)
+	if t.secrets != nil {
+		t.secrets.forget(name)
+	}
 	if t.sessions != nil {
 		t.sessions.Remove(name)
 	}

@@ -32,6 +32,7 @@ func (c *calls) Set(name string, p wireguard.Peer) error {
 	return c.fail
 }
 func (c *calls) Begin(name string)  { c.did = append(c.did, "begin "+name) }
+func (c *calls) Renew(name string)  { c.did = append(c.did, "renew "+name) }
 func (c *calls) Remove(name string) { c.did = append(c.did, "remove "+name) }
 
 func (c *calls) expect(t *testing.T, want ...string) {

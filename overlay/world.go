@@ -80,6 +80,7 @@ func (w *world) take(e api.Event) error {
 	case e.Heartbeat != nil:
 		w.revision, w.floor = e.Heartbeat.Revision, e.Heartbeat.Floor
 	}
+	w.agree(e)
 	w.takeNames(e)
 	return nil
 }

@@ -17,25 +17,26 @@ import (
 // config is the daemon's configuration. Paths are relative to the file's
 // directory.
 type config struct {
-	Name        string         `yaml:"name"`        // the cell's, as in its credential
-	Server      string         `yaml:"server"`      // https://host:port of the policy server's internal API
-	Credentials string         `yaml:"credentials"` // directory with cell.pem, cell-key.pem, server-ca.pem
-	Foundation  *foundationOf  `yaml:"foundation"`  // in the place of the two: a Cloud Foundry's policy server and silk-controller
-	StateDir    string         `yaml:"state_dir"`   // journal and holder; never shared with another daemon
-	Socket      string         `yaml:"socket"`      // of the local API; default $XDG_RUNTIME_DIR/tulle/celld.sock
-	Underlay    netip.Addr     `yaml:"underlay"`    // this host's address that other cells send to
-	Port        uint16         `yaml:"port"`        // UDP port of VXLAN; 0: a free one
-	Mode        api.TunnelMode `yaml:"mode"`        // wireguard (default) with the peers that have it too, or vxlan, in plain with all; of a foundation vxlan
-	WireGuard   uint16         `yaml:"wireguard"`   // UDP port of mode wireguard; 0: a free one
-	IPv4Only    bool           `yaml:"ipv4_only"`   // containers have no IPv6 address
-	MTU         int            `yaml:"mtu"`         // of the containers' devices; 0: the underlay's less 110, less 50 in mode vxlan
-	Metrics     string         `yaml:"metrics"`     // host:port; "": off
-	Allow       []grant        `yaml:"allow"`       // who may attach, beside root and the daemon's own user
-	Resolvers   []resolver     `yaml:"resolvers"`   // DNS servers; default: the host's
-	DNSUnknown  string         `yaml:"dns_unknown"` // answer to an internal name that nobody has: nxdomain (default), or empty as Cloud Foundry's
-	Egress      egressConfig   `yaml:"egress"`      // what leaves the overlay beside what security groups say
-	Hide        []string       `yaml:"hide"`        // directories that contained commands must not see, beside the daemon's own
-	LogLevel    slog.Level     `yaml:"log_level"`   // debug, info, warn, error
+	Name        string         `yaml:"name"`         // the cell's, as in its credential
+	Server      string         `yaml:"server"`       // https://host:port of the policy server's internal API
+	Credentials string         `yaml:"credentials"`  // directory with cell.pem, cell-key.pem, server-ca.pem
+	Foundation  *foundationOf  `yaml:"foundation"`   // in the place of the two: a Cloud Foundry's policy server and silk-controller
+	StateDir    string         `yaml:"state_dir"`    // journal and holder; never shared with another daemon
+	Socket      string         `yaml:"socket"`       // of the local API; default $XDG_RUNTIME_DIR/tulle/celld.sock
+	Underlay    netip.Addr     `yaml:"underlay"`     // this host's address that other cells send to
+	Port        uint16         `yaml:"port"`         // UDP port of VXLAN; 0: a free one
+	Mode        api.TunnelMode `yaml:"mode"`         // wireguard (default) with the peers that have it too, or vxlan, in plain with all; of a foundation vxlan
+	WireGuard   uint16         `yaml:"wireguard"`    // UDP port of mode wireguard; 0: a free one
+	PostQuantum string         `yaml:"post_quantum"` // off (default), on or required: a post-quantum secret with each peer, of mode wireguard
+	IPv4Only    bool           `yaml:"ipv4_only"`    // containers have no IPv6 address
+	MTU         int            `yaml:"mtu"`          // of the containers' devices; 0: the underlay's less 110, less 50 in mode vxlan
+	Metrics     string         `yaml:"metrics"`      // host:port; "": off
+	Allow       []grant        `yaml:"allow"`        // who may attach, beside root and the daemon's own user
+	Resolvers   []resolver     `yaml:"resolvers"`    // DNS servers; default: the host's
+	DNSUnknown  string         `yaml:"dns_unknown"`  // answer to an internal name that nobody has: nxdomain (default), or empty as Cloud Foundry's
+	Egress      egressConfig   `yaml:"egress"`       // what leaves the overlay beside what security groups say
+	Hide        []string       `yaml:"hide"`         // directories that contained commands must not see, beside the daemon's own
+	LogLevel    slog.Level     `yaml:"log_level"`    // debug, info, warn, error
 
 	// File with the system's roots and ours, for containers; default trust/ca-certificates.crt in state_dir.
 	TrustBundle string `yaml:"trust_bundle"`
@@ -85,6 +86,7 @@ func defaults() *config {
 	return &config{
 		Socket: control.DefaultSocket(), Port: overlay.DefaultPort, WireGuard: overlay.DefaultWireGuardPort,
 		DNSUnknown: dnsNXDomain, Metrics: "127.0.0.1:9479", LogLevel: slog.LevelInfo, Egress: egressConfig{LogRefused: true},
+		PostQuantum: string(overlay.PostQuantumOff),
 	}
 }
 
@@ -118,6 +120,12 @@ func (c *config) Validate() error {
 	}
 	if mode == api.ModeWireGuard && c.WireGuard != 0 && c.WireGuard == c.Port {
 		bad("wireguard", "must not be the port of VXLAN")
+	}
+	switch pq := overlay.PostQuantum(c.PostQuantum); {
+	case pq != overlay.PostQuantumOff && pq != overlay.PostQuantumOn && pq != overlay.PostQuantumRequired:
+		bad("post_quantum", "must be off, on or required")
+	case pq != overlay.PostQuantumOff && mode != api.ModeWireGuard:
+		bad("post_quantum", "is of mode wireguard alone")
 	}
 	if c.MTU != 0 && (c.MTU < 576 || c.MTU > 65405) {
 		bad("mtu", "must be 0 or from 576 to 65405")
@@ -166,7 +174,7 @@ func loadConfig(path string) (*config, error) {
 func (c *config) daemon() overlay.Config {
 	o := overlay.Config{
 		Name: c.Name, Server: c.Server, Credentials: c.Credentials, StateDir: c.StateDir, Socket: c.Socket,
-		Underlay: c.Underlay, Port: c.Port, Mode: c.tunnelMode(), WireGuard: c.WireGuard, MTU: c.MTU, Metrics: c.Metrics, IPv4Only: c.IPv4Only,
+		Underlay: c.Underlay, Port: c.Port, Mode: c.tunnelMode(), PostQuantum: overlay.PostQuantum(c.PostQuantum), WireGuard: c.WireGuard, MTU: c.MTU, Metrics: c.Metrics, IPv4Only: c.IPv4Only,
 		Hide: c.Hide, TrustBundle: c.TrustBundle, Egress: c.Egress.daemon(),
 	}
 	if c.Foundation != nil {

@@ -117,6 +117,8 @@ func TestConfigFaults(t *testing.T) {
 		{"port", complete + "port: 70000\n", "line 6: port: 70000"},
 		{"mode", complete + "mode: carrier-pigeon\n", `line 6: mode: "carrier-pigeon"`},
 		{"one port for both modes", complete + "mode: wireguard\nwireguard: 4789\n", "line 7: wireguard: 4789"},
+		{"post-quantum what", complete + "post_quantum: maybe\n", `line 6: post_quantum: "maybe"`},
+		{"post-quantum in plain", complete + "mode: vxlan\npost_quantum: required\n", "line 7: post_quantum"},
 		{"mtu", complete + "mtu: 100\n", "line 6: mtu: 100"},
 		{"metrics", complete + "metrics: nowhere\n", `line 6: metrics: "nowhere"`},
 		{"underlay", strings.Replace(complete, "192.0.2.1", "0.0.0.0", 1), `line 5: underlay: "0.0.0.0"`},

@@ -250,9 +250,15 @@ func statusCommand(config *string) *cobra.Command {
 		if s.Mode == api.ModeVXLAN {
 			fmt.Fprintf(tw, "PLAIN TEXT\tthis cell has mode vxlan: all that it sends to peers can be read and forged\n")
 		}
+		if len(s.NoSecret) > 0 {
+			fmt.Fprintf(tw, "NO POST-QUANTUM SECRET\twith these peers, which make none: %s\n", strings.Join(s.NoSecret, ", "))
+		}
 		fmt.Fprintf(tw, "mode\t%s\n", s.Mode)
 		if s.Mode == api.ModeWireGuard {
 			fmt.Fprintf(tw, "wireguard\t%v\nkey\t%s\ntunnel\t%v\n", s.WireGuard, s.Key, s.Tunnel)
+		}
+		if s.PostQuantum != "" {
+			fmt.Fprintf(tw, "post-quantum secrets\t%s\n", s.PostQuantum)
 		}
 		if s.Rotation != "" {
 			fmt.Fprintf(tw, "key rotation\t%s\n", s.Rotation)

@@ -16,10 +16,14 @@ func TestTunnelsPageIsTrue(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, found := strings.Cut(string(page), "```yaml\n")
-	block, _, closed := strings.Cut(rest, "```")
-	if !found || !closed {
-		t.Fatal("the page has no configuration any more")
+	var block string
+	for rest := string(page); ; {
+		_, next, found := strings.Cut(rest, "```yaml\n")
+		if !found {
+			break
+		}
+		text, after, _ := strings.Cut(next, "```")
+		block, rest = block+text, after
 	}
 	shown, err := loadConfig(write(t, complete+block))
 	if err != nil {
@@ -30,7 +34,8 @@ func TestTunnelsPageIsTrue(t *testing.T) {
 		t.Fatal(err)
 	}
 	d, e := shown.daemon(), plain.daemon()
-	if d.Mode != e.Mode || d.Port != e.Port || d.WireGuard != e.WireGuard || d.Mode != api.ModeWireGuard || d.WireGuard != overlay.DefaultWireGuardPort {
-		t.Errorf("the page shows %s, %d and %d, the defaults are %s, %d and %d", d.Mode, d.WireGuard, d.Port, e.Mode, e.WireGuard, e.Port)
+	if d.Mode != e.Mode || d.Port != e.Port || d.WireGuard != e.WireGuard || d.Mode != api.ModeWireGuard || d.WireGuard != overlay.DefaultWireGuardPort ||
+		d.PostQuantum != overlay.PostQuantumOn || e.PostQuantum != overlay.PostQuantumOff {
+		t.Errorf("the page shows %s, %d, %d and %s, the defaults are %s, %d, %d and %s", d.Mode, d.WireGuard, d.Port, d.PostQuantum, e.Mode, e.WireGuard, e.Port, e.PostQuantum)
 	}
 }

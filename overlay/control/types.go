@@ -127,12 +127,15 @@ type Status struct {
 	Rotation  RotationStep   `json:"rotation,omitempty"` // of the key; "": none is under way
 	Tunnel    netip.Addr     `json:"tunnel,omitzero"`
 	Plain     []string       `json:"plain,omitempty"`
-	Epoch     api.Epoch      `json:"epoch"`
-	Revision  api.Revision   `json:"revision"`
-	Connected bool           `json:"connected"` // to the policy server
-	Policies  int            `json:"policies"`
-	Flows     int            `json:"flows"`
-	Endpoints []Endpoint     `json:"endpoints"`
-	Remote    []api.Endpoint `json:"remote"` // other cells' endpoints that concern this cell
-	Peers     []api.Peer     `json:"peers"`
+	// Whether post-quantum secrets are made, and the peers that make none.
+	PostQuantum string         `json:"post_quantum,omitempty"`
+	NoSecret    []string       `json:"no_secret,omitempty"`
+	Epoch       api.Epoch      `json:"epoch"`
+	Revision    api.Revision   `json:"revision"`
+	Connected   bool           `json:"connected"` // to the policy server
+	Policies    int            `json:"policies"`
+	Flows       int            `json:"flows"`
+	Endpoints   []Endpoint     `json:"endpoints"`
+	Remote      []api.Endpoint `json:"remote"` // other cells' endpoints that concern this cell
+	Peers       []api.Peer     `json:"peers"`
 }

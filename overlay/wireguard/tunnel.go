@@ -340,6 +340,7 @@ func (t *Tunnel) Begin(name string) {
 type Session struct {
 	Local, Remote PublicKey // that made it
 	PSK           PresharedKey
+	Begun         bool // by this end, so that the peer chose the PSK
 	Age           time.Duration
 }
 
@@ -355,7 +356,7 @@ func (t *Tunnel) Session(name string) (s Session, there bool) {
 	if !c.lives() {
 		return s, false
 	}
-	return Session{c.own, c.theirs, c.psk, time.Duration(t.clock() - c.made)}, true
+	return Session{c.own, c.theirs, c.psk, c.initiator, time.Duration(t.clock() - c.made)}, true
 }
 
 // Remove takes a peer out. Its session is over when Remove returns.

@@ -12,6 +12,7 @@ const (
 	PathLease     = "/networking/v1/internal/cells/{name}/lease"     // PUT LeaseRequest -> Lease; DELETE
 	PathEndpoints = "/networking/v1/internal/cells/{name}/endpoints" // PUT EndpointsRequest -> EndpointsResponse
 	PathAck       = "/networking/v1/internal/cells/{name}/ack"       // POST Ack -> 204
+	PathSecrets   = "/networking/v1/internal/cells/{name}/secrets"   // PUT SecretsRequest -> 204
 	PathWatch     = "/networking/v1/internal/watch"                  // GET ?epoch=E&revision=N -> stream of Event, NDJSON
 
 	PathInternalTags = "/networking/v1/internal/tags" // PUT TagRequest -> Tag
@@ -61,6 +62,9 @@ type LeaseRequest struct {
 	// NextKey is taken as well while the cell rotates its key: peers take handshakes
 	// from both.
 	NextKey TunnelKey `json:"next_key,omitzero"`
+	// EncapsulationKey is there if the cell has a post-quantum secret with each peer
+	// that has one, too.
+	EncapsulationKey EncapsulationKey `json:"encapsulation_key,omitempty"`
 }
 
 // Lease is a cell's share of the overlay network.
@@ -140,6 +144,8 @@ type Snapshot struct {
 	Peers     []Peer     `json:"peers"`     // all but the cell itself
 	Floor     Revision   `json:"floor"`
 
+	Secrets []PairSecret `json:"secrets,omitempty"` // of the cell's own pairs
+
 	// Names, of which every cell knows all: the internal domains, the routes in
 	// them, and the instances, on other cells, of the apps that have one.
 	Domains   []policy.Hostname `json:"domains"`
@@ -161,7 +167,8 @@ type Delta struct {
 	EndpointsSet     []Endpoint     `json:"endpoints_set,omitempty"`
 	PeersRemoved     []string       `json:"peers_removed,omitempty"`
 	PeersSet         []Peer         `json:"peers_set,omitempty"`
-	Revoked          []Revocation   `json:"revoked,omitempty"` // for servers; no cell is told
+	Revoked          []Revocation   `json:"revoked,omitempty"`     // for servers; no cell is told
+	SecretsSet       []PairSecret   `json:"secrets_set,omitempty"` // of the cell's own pairs; they go with a peer
 	Floor            Revision       `json:"floor"`
 
 	DomainsRemoved   []policy.Hostname `json:"domains_removed,omitempty"`
@@ -228,4 +235,6 @@ type Peer struct {
 	Tunnel        netip.Addr `json:"tunnel,omitzero"`
 	// NextKey is the peer's as well, while it rotates its key.
 	NextKey TunnelKey `json:"next_key,omitzero"`
+	// EncapsulationKey is there if the peer makes post-quantum secrets.
+	EncapsulationKey EncapsulationKey `json:"encapsulation_key,omitempty"`
 }

@@ -17,6 +17,7 @@ func FuzzInternal(f *testing.F) {
 		`{"snapshot":{"epoch":"e","revision":7,"policies":[{"source":{"id":"a"},"destination":{"id":"b","protocol":"tcp","ports":{"start":1,"end":2}}}],"tags":[{"app":"a","tag":1}]}}`,
 		`{"delta":{"revision":8,"policies_removed":[],"tags_removed":["a"],"endpoints_removed":[{"cell":"c","address":"10.255.1.2"}],"peers_set":[{"name":"p","subnet":"10.255.2.0/24"}]}}`,
 		`{"heartbeat":{"revision":9,"floor":8}}`,
+		`{"offers":[{"from":"a","to":"b","sequence":1,"key_id":"00","ciphertext":"AAAA"}],"held":[{"from":"0","to":"a","sequence":18446744073709551615}]}`,
 		`{"address":"fe80::1%eth0","subnet":"10.255.1.0/33","tag":4294967296}`,
 	} {
 		f.Add([]byte(s))
@@ -27,6 +28,7 @@ func FuzzInternal(f *testing.F) {
 		again(t, b, new(EndpointsRequest), new(EndpointsRequest))
 		again(t, b, new(EndpointsResponse), new(EndpointsResponse))
 		again(t, b, new(Ack), new(Ack))
+		again(t, b, new(SecretsRequest), new(SecretsRequest))
 		again(t, b, new(Event), new(Event))
 		again(t, b, new(Peer), new(Peer))
 	})

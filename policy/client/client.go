@@ -155,6 +155,14 @@ func (c *Client) SetEndpoints(ctx context.Context, r api.EndpointsRequest) (api.
 	return answer, nil
 }
 
+// PutSecrets offers secrets to peers, and says which of theirs were taken up.
+func (c *Client) PutSecrets(ctx context.Context, r api.SecretsRequest) error {
+	if err := c.do(ctx, http.MethodPut, api.PathSecrets, r, nil); err != nil {
+		return fmt.Errorf("secrets of pairs: %w", err)
+	}
+	return nil
+}
+
 // Certificate has the server sign for one of the cell's endpoints.
 func (c *Client) Certificate(ctx context.Context, r api.CertificateRequest) (api.Certificate, error) {
 	var answer api.Certificate

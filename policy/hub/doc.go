@@ -9,7 +9,7 @@
 //
 // What concerns a cell: the policies whose source or destination app it hosts;
 // the tags of the apps it hosts and of their partners; the endpoints, on other
-// cells, of the partners; every other peer; all names and the instances they
+// cells, of the partners; every other peer; the secrets of its own pairs; all names and the instances they
 // stand for. A *partner* of an app is an app that
 // it has a policy with, in either direction. Instances of the same app are
 // partners only under a policy of the app with itself.

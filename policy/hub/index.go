@@ -25,6 +25,7 @@ type Index struct {
 	peers     map[string]api.Peer
 	revoked   map[string]time.Time // credentials of the cell issued until then are void
 	total     int                  // policies
+	secrets   secrets
 	names
 }
 
@@ -102,6 +103,7 @@ func NewIndex(s *store.State) *Index {
 		peers:     make(map[string]api.Peer, len(s.Peers)),
 		revoked:   make(map[string]time.Time, len(s.Revoked)),
 		names:     newNames(s),
+		secrets:   make(secrets),
 	}
 	var scrap Change
 	for _, p := range s.Policies {
@@ -122,6 +124,9 @@ func NewIndex(s *store.State) *Index {
 	for _, r := range s.Revoked {
 		x.revoked[r.Cell] = r.At
 	}
+	for _, p := range s.Secrets {
+		x.secrets.put(p)
+	}
 	return x
 }
 
@@ -139,6 +144,7 @@ type Change struct {
 	domains  []policy.Hostname // came or went
 	routes   []policy.Route    // came or went
 	routed   []policy.AppID    // got their first route, or lost their last
+	secrets  []pair            // came or changed
 	called   bool              // an instance came or went that has a name
 }
 
@@ -208,13 +214,21 @@ func (x *Index) Apply(d api.Delta) (*Change, error) {
 		if old, ok := x.peers[p.Name]; !ok || old != p {
 			x.peers[p.Name] = p
 			ch.peers = append(ch.peers, p.Name)
+			if p.EncapsulationKey == "" {
+				x.secrets.drop(p.Name)
+			}
 		}
 	}
 	for _, name := range d.PeersRemoved {
 		if _, ok := x.peers[name]; ok {
 			delete(x.peers, name)
+			x.secrets.drop(name)
 			ch.peers = append(ch.peers, name)
 		}
+	}
+	for _, p := range d.SecretsSet {
+		x.secrets.put(p)
+		ch.secrets = append(ch.secrets, pair{p.From, p.To})
 	}
 	x.applyNames(d, ch)
 	for _, r := range d.Revoked {

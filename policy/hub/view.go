@@ -44,6 +44,7 @@ func (x *Index) Snapshot(cell string) *api.Snapshot {
 			s.Peers = append(s.Peers, p)
 		}
 	}
+	s.Secrets = x.secretsOf(cell)
 	x.nameSnapshot(cell, s)
 	return s
 }
@@ -85,6 +86,10 @@ func (x *Index) EachConcerned(ch *Change, yield func(cell string)) (all bool) {
 	for _, h := range ch.hosting {
 		yield(h.cell)
 	}
+	for _, k := range ch.secrets {
+		yield(k.from)
+		yield(k.to)
+	}
 	return false
 }
 
@@ -104,6 +109,7 @@ func (x *Index) Delta(cell string, changes []*Change) *api.Delta {
 	b.tags(changes, d)
 	b.endpoints(changes, d)
 	b.peers(changes, d)
+	b.secrets(changes, d)
 	b.names(changes, d)
 	return d
 }

@@ -23,6 +23,7 @@ const (
 	maxLeaseBody     = 64 << 10
 	maxAckBody       = 4 << 10
 	maxEndpointsBody = 16 << 20
+	maxSecretsBody   = 1 << 20
 )
 
 // Internal is the internal API: what cells ask, tell and are told. It serves
@@ -97,6 +98,7 @@ func NewInternal(ctx context.Context, s store.Store, opt InternalOptions) (*Inte
 		{http.MethodPut, api.PathLease, in.ofCell(in.putLease)},
 		{http.MethodDelete, api.PathLease, in.ofCell(in.deleteLease)},
 		{http.MethodPut, api.PathEndpoints, in.ofCell(in.putEndpoints)},
+		{http.MethodPut, api.PathSecrets, in.ofCell(in.putSecrets)},
 		{http.MethodPost, api.PathAck, in.ofCell(in.postAck)},
 		{http.MethodPost, api.PathCredential, in.ofCell(in.postCredential)},
 		{http.MethodPost, api.PathJoin, in.postJoin},

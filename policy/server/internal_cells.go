@@ -47,9 +47,24 @@ func checkLease(r api.LeaseRequest) error {
 		return errors.New("key is missing")
 	case r.Mode == api.ModeWireGuard && r.WireGuardPort == 0:
 		return errors.New("wireguard_port is missing")
+	case r.EncapsulationKey != "" && r.Mode != api.ModeWireGuard:
+		return errors.New("encapsulation_key is of mode wireguard alone")
 	case !r.NextKey.IsZero() && (r.Mode != api.ModeWireGuard || r.NextKey == r.Key):
 		return errors.New("next_key is not a second key of mode wireguard")
 	}
+	return nil
+}
+
+// putSecrets passes on what the cell tells its peers to have secrets with them.
+func (in *Internal) putSecrets(w http.ResponseWriter, r *http.Request, cell ca.Peer) error {
+	var req api.SecretsRequest
+	if err := readBody(w, r, maxSecretsBody, &req); err != nil {
+		return err
+	}
+	if err := in.store.PutSecrets(r.Context(), cell.Name, req); err != nil {
+		return fmt.Errorf("secrets of cell %s: %w", cell.Name, err)
+	}
+	w.WriteHeader(http.StatusNoContent)
 	return nil
 }
 

@@ -143,6 +143,10 @@ func (s *steadyStore) Lease(ctx context.Context, cell string, r api.LeaseRequest
 	return alter(ctx, s, func(ctx context.Context) (api.Lease, error) { return s.Store.Lease(ctx, cell, r) })
 }
 
+func (s *steadyStore) PutSecrets(ctx context.Context, cell string, r api.SecretsRequest) error {
+	return changing(ctx, s, func(ctx context.Context) error { return s.Store.PutSecrets(ctx, cell, r) })
+}
+
 func (s *steadyStore) ReleaseLease(ctx context.Context, cell string) error {
 	return changing(ctx, s, func(ctx context.Context) error { return s.Store.ReleaseLease(ctx, cell) })
 }

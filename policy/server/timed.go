@@ -73,6 +73,11 @@ func (t *timedStore) Lease(ctx context.Context, cell string, r api.LeaseRequest)
 	return observe(t, "lease", func() (api.Lease, error) { return t.Store.Lease(ctx, cell, r) })
 }
 
+func (t *timedStore) PutSecrets(ctx context.Context, cell string, r api.SecretsRequest) error {
+	_, err := observe(t, "put_secrets", func() (nothing, error) { return nothing{}, t.Store.PutSecrets(ctx, cell, r) })
+	return err
+}
+
 func (t *timedStore) ReleaseLease(ctx context.Context, cell string) error {
 	_, err := observe(t, "release_lease", func() (nothing, error) { return nothing{}, t.Store.ReleaseLease(ctx, cell) })
 	return err

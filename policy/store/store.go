@@ -109,6 +109,7 @@ type Store interface {
 	RouteStore
 	CredentialStore
 	SubjectStore
+	SecretStore
 
 	// Apps is the registry, by org, space and name.
 	Apps(ctx context.Context) ([]App, error)
@@ -148,6 +149,7 @@ type State struct {
 	Domains   []policy.Hostname
 	Routes    []policy.Route // by age
 	Revoked   []api.Revocation
+	Secrets   []api.PairSecret
 }
 
 // Cell is a cell or silk peer as an operator sees it.

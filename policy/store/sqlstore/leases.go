@@ -26,17 +26,17 @@ type cell struct {
 }
 
 const cellColumns = `name, kind, mode, underlay, port, subnet, generation, live, renewed, expires, sequence,
-	key, next_key, wireguard_port, tunnel`
+	key, next_key, wireguard_port, tunnel, encapsulation_key`
 
 func scanCell(row interface{ Scan(...any) error }, c *cell) error {
-	var underlay, key, next, tunnel string
+	var underlay, key, next, tunnel, encapsulation string
 	var subnet sql.NullString
 	err := row.Scan(&c.Name, &c.Kind, &c.Mode, &underlay, &c.Port, &subnet, &c.Generation,
-		&c.live, &c.renewed, &c.expires, &c.sequence, &key, &next, &c.WireGuardPort, &tunnel)
+		&c.live, &c.renewed, &c.expires, &c.sequence, &key, &next, &c.WireGuardPort, &tunnel, &encapsulation)
 	if err != nil {
 		return err
 	}
-	if err = errors.Join(c.Key.UnmarshalText([]byte(key)), c.NextKey.UnmarshalText([]byte(next))); err != nil {
+	if err = errors.Join(c.Key.UnmarshalText([]byte(key)), c.NextKey.UnmarshalText([]byte(next)), c.EncapsulationKey.UnmarshalText([]byte(encapsulation))); err != nil {
 		return err
 	}
 	if tunnel != "" {
@@ -64,17 +64,22 @@ func (t *tx) putCell(c cell) error {
 	if c.live {
 		live = 1
 	}
+	encapsulation, err := c.EncapsulationKey.MarshalText()
+	if err != nil {
+		return err
+	}
 	tunnel := ""
 	if c.Tunnel.IsValid() {
 		tunnel = c.Tunnel.String()
 	}
-	return t.exec(`INSERT INTO cells (`+cellColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+	return t.exec(`INSERT INTO cells (`+cellColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (name) DO UPDATE SET kind = excluded.kind, mode = excluded.mode, underlay = excluded.underlay,
 		port = excluded.port, subnet = excluded.subnet, generation = excluded.generation, live = excluded.live,
 		renewed = excluded.renewed, expires = excluded.expires, sequence = excluded.sequence,
-		key = excluded.key, next_key = excluded.next_key, wireguard_port = excluded.wireguard_port, tunnel = excluded.tunnel`,
+		key = excluded.key, next_key = excluded.next_key, wireguard_port = excluded.wireguard_port, tunnel = excluded.tunnel,
+		encapsulation_key = excluded.encapsulation_key`,
 		c.Name, c.Kind, c.Mode, c.Underlay.String(), c.Port, c.Subnet.String(), c.Generation,
-		live, c.renewed, c.expires, c.sequence, c.Key.String(), c.NextKey.String(), c.WireGuardPort, tunnel)
+		live, c.renewed, c.expires, c.sequence, c.Key.String(), c.NextKey.String(), c.WireGuardPort, tunnel, string(encapsulation))
 }
 
 func (d *db) Lease(ctx context.Context, name string, r api.LeaseRequest) (api.Lease, error) {
@@ -99,7 +104,7 @@ func (d *db) Lease(ctx context.Context, name string, r api.LeaseRequest) (api.Le
 			expires: t.leaseNow().Add(d.options.Lease.Lifetime + lease.Grace(d.options.Lease.Lifetime)).UnixMicro(),
 		}
 		if r.Mode == api.ModeWireGuard {
-			c.Key, c.NextKey, c.WireGuardPort = r.Key, r.NextKey, r.WireGuardPort
+			c.Key, c.NextKey, c.WireGuardPort, c.EncapsulationKey = r.Key, r.NextKey, r.WireGuardPort, r.EncapsulationKey
 		}
 		if err := t.underlayFree(c.Peer); err != nil {
 			return err
@@ -130,10 +135,17 @@ func (d *db) Lease(ctx context.Context, name string, r api.LeaseRequest) (api.Le
 		switch {
 		case !old.live:
 			t.delta.PeersSet = append(t.delta.PeersSet, c.Peer)
-			t.audit(api.LeaseGrant, name, nil, c.Peer)
+			t.audit(api.LeaseGrant, name, nil, short(c.Peer))
 		case c.Peer != old.Peer:
 			t.delta.PeersSet = append(t.delta.PeersSet, c.Peer)
-			t.audit(api.LeaseChange, name, old.Peer, c.Peer)
+			if short(c.Peer) != short(old.Peer) {
+				t.audit(api.LeaseChange, name, short(old.Peer), short(c.Peer))
+			}
+		}
+		if c.EncapsulationKey == "" && old.EncapsulationKey != "" {
+			if err := t.dropSecrets(name); err != nil {
+				return err
+			}
 		}
 		answer.Subnet, answer.Generation = c.Subnet, c.Generation
 		return t.putCell(c)
@@ -143,6 +155,13 @@ func (d *db) Lease(ctx context.Context, name string, r api.LeaseRequest) (api.Le
 	}
 	answer.Epoch, answer.Revision = d.Epoch(), revision
 	return answer, nil
+}
+
+// short is a peer as the record of changes has it: its encapsulation key is long, and
+// another every hour.
+func short(p api.Peer) api.Peer {
+	p.EncapsulationKey = ""
+	return p
 }
 
 func (d *db) checkLease(name string, r api.LeaseRequest) error {
@@ -161,6 +180,8 @@ func (d *db) checkLease(name string, r api.LeaseRequest) error {
 		return fmt.Errorf("%w: mode %s without a key and a port", store.ErrConflict, r.Mode)
 	case !r.NextKey.IsZero() && (r.Mode != api.ModeWireGuard || r.NextKey == r.Key):
 		return fmt.Errorf("%w: a next key is a second one, of mode %s", store.ErrConflict, api.ModeWireGuard)
+	case r.EncapsulationKey != "" && (r.Mode != api.ModeWireGuard || len(r.EncapsulationKey) != api.EncapsulationKeySize):
+		return fmt.Errorf("%w: an encapsulation key has %d bytes, and is of mode %s", store.ErrConflict, api.EncapsulationKeySize, api.ModeWireGuard)
 	case r.Mode == api.ModeWireGuard && r.WireGuardPort == r.Port:
 		return fmt.Errorf("%w: port %d is both modes'", store.ErrConflict, r.Port)
 	case r.Generation > maxGeneration:
@@ -298,9 +319,12 @@ func (t *tx) end(c cell, why api.Action) error {
 	if err := t.removeEndpoints(c.Name); err != nil {
 		return err
 	}
+	if err := t.dropSecrets(c.Name); err != nil {
+		return err
+	}
 	t.delta.PeersRemoved = append(t.delta.PeersRemoved, c.Name)
-	t.audit(why, c.Name, c.Peer, nil)
-	return t.exec(`UPDATE cells SET live = 0, sequence = 0 WHERE name = ?`, c.Name)
+	t.audit(why, c.Name, short(c.Peer), nil)
+	return t.exec(`UPDATE cells SET live = 0, sequence = 0, encapsulation_key = '' WHERE name = ?`, c.Name)
 }
 
 func (d *db) Expire(ctx context.Context) (next time.Time, err error) {

@@ -83,6 +83,8 @@ func (d *db) checkPeer(p api.Peer) error {
 		return fmt.Errorf("%w: mode %q is neither %s nor %s", store.ErrConflict, p.Mode, api.ModeVXLAN, api.ModeWireGuard)
 	case p.Mode == api.ModeVXLAN && (!p.Key.IsZero() || !p.NextKey.IsZero() || p.Tunnel.IsValid() || p.WireGuardPort != 0):
 		return fmt.Errorf("%w: a key, a tunnel address and a WireGuard port are for mode %s only", store.ErrConflict, api.ModeWireGuard)
+	case p.EncapsulationKey != "":
+		return fmt.Errorf("%w: an encapsulation key is for cells, which publish it themselves", store.ErrConflict)
 	case !p.NextKey.IsZero():
 		return fmt.Errorf("%w: a next key is for cells, which publish it themselves", store.ErrConflict)
 	case p.Mode == api.ModeWireGuard && p.Key.IsZero():

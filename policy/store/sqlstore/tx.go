@@ -116,7 +116,7 @@ func (t *tx) recordDelta() (revision api.Revision, changed bool, err error) {
 	d := &t.delta
 	if !t.replaced && len(d.PoliciesAdded)+len(d.PoliciesRemoved)+len(d.TagsSet)+len(d.TagsRemoved)+
 		len(d.EndpointsSet)+len(d.EndpointsRemoved)+len(d.PeersSet)+len(d.PeersRemoved)+
-		len(d.DomainsSet)+len(d.DomainsRemoved)+len(d.RoutesSet)+len(d.RoutesRemoved)+len(d.Revoked) == 0 {
+		len(d.DomainsSet)+len(d.DomainsRemoved)+len(d.RoutesSet)+len(d.RoutesRemoved)+len(d.Revoked)+len(d.SecretsSet) == 0 {
 		err = t.row(&revision, `SELECT revision FROM meta`)
 		return revision, false, err
 	}
@@ -299,6 +299,9 @@ func (d *db) State(ctx context.Context) (*store.State, error) {
 			return err
 		}
 		if s.Revoked, err = listRevocations(ctx, t); err != nil {
+			return err
+		}
+		if s.Secrets, err = listSecrets(ctx, t); err != nil {
 			return err
 		}
 		cells, err := listCells(ctx, t)

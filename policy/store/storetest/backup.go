@@ -45,7 +45,7 @@ func furnished(t *testing.T, open Open) *fixture {
 	f.acquire("192.0.2.11", false)
 	f.acquire("192.0.2.12", true)
 	_, err := f.Lease(t.Context(), "wg", api.LeaseRequest{Underlay: netip.MustParseAddr("192.0.2.5"), Port: 4789,
-		Mode: api.ModeWireGuard, Key: api.TunnelKey{1, 2, 3}, NextKey: api.TunnelKey{4}, WireGuardPort: 51820})
+		Mode: api.ModeWireGuard, Key: api.TunnelKey{1, 2, 3}, NextKey: api.TunnelKey{4}, WireGuardPort: 51820, EncapsulationKey: encapsulation(1)})
 	f.must(err)
 	_, err = f.Tag(t.Context(), "router", "router")
 	f.must(err)

@@ -37,7 +37,7 @@ type Open func(t testing.TB, c Config) (s store.Store, reopen func() store.Store
 
 // Run runs the suite.
 func Run(t *testing.T, open Open) {
-	for _, group := range []map[string]func(*testing.T, Open){policyTests, togetherTests, tagTests, idTagTests, leaseTests, peerTests, tunnelTests, silkTests, groupTests, routeTests, endpointTests, historyTests, auditTests, backupTests, credentialTests, appTests, clockTests} {
+	for _, group := range []map[string]func(*testing.T, Open){policyTests, togetherTests, tagTests, idTagTests, leaseTests, peerTests, tunnelTests, secretTests, silkTests, groupTests, routeTests, endpointTests, historyTests, auditTests, backupTests, credentialTests, appTests, clockTests} {
 		for name, test := range group {
 			t.Run(name, func(t *testing.T) { test(t, open) })
 		}
