@@ -252,6 +252,10 @@ func (r *rotation) told(ctx context.Context, step control.RotationStep) error {
 	limit := l.d.cfg.Rotate
 	until := l.d.cfg.Clock.Wall().Add(limit)
 	r.tell(step, func(s *control.Rotation) { s.Until, s.Static = until, l.staticPeers() })
+	for _, peer := range l.staticPeers() {
+		l.d.log.Warn("ATTENTION: nobody tells this peer, which was entered by hand, of the cell's new key: put it into the peer's own configuration, or nothing passes when the old one is forgotten",
+			"peer", peer, "new", r.state.New)
+	}
 	patience := time.NewTimer(limit)
 	defer patience.Stop()
 	for {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tulle/overlay/control"
+	"tulle/overlay/udp"
 	"tulle/overlay/wireguard"
 	"tulle/policy"
 	"tulle/policy/api"
@@ -483,5 +484,61 @@ func TestKeyRotationInPlain(t *testing.T) {
 	one := p.cell("one", "127.0.0.1", func(c *Config) { c.Mode = api.ModeVXLAN })
 	if _, err := one.client().RotateKey(t.Context(), control.RotateKey{}); codeOf(err) != control.CodeUnavailable {
 		t.Errorf("%v", err)
+	}
+}
+
+// A peer that was entered by hand hears nothing from the server. It is named, and
+// waited for until its own configuration has the new key.
+func TestKeyRotationWaitsForPeersByHand(t *testing.T) {
+	p := newPlane(t)
+	one := p.tunnelled("one")[0]
+	key, err := wireguard.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket, err := udp.Listen(netip.MustParseAddrPort("127.0.0.5:0"), udp.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	hand := api.Peer{Name: "hand", Mode: api.ModeWireGuard, Underlay: socket.Local().Addr(), WireGuardPort: socket.Local().Port(),
+		Subnet: netip.MustParsePrefix("10.250.200.7/32"), Key: api.TunnelKey(key.Public()), Tunnel: netip.MustParseAddr("100.100.0.7")}
+	tunnel, err := wireguard.New(wireguard.Options{Keys: []wireguard.PrivateKey{key}, Address: hand.Tunnel, Conns: []udp.Conn{socket},
+		Receive: func([]udp.Message) {}, Log: testLog(t, "hand")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tunnel.Close()
+	if err := p.store.AddPeer(t.Context(), hand); err != nil {
+		t.Fatal(err)
+	}
+	one.untilStatus("knows the peer", func(s control.Status) bool { return len(s.Peers) == 1 })
+	status := one.status()
+	configure := func(k api.TunnelKey) {
+		t.Helper()
+		if err := tunnel.Set("one", wireguard.Peer{Key: wireguard.PublicKey(k), Address: status.Tunnel, Endpoint: status.WireGuard}); err != nil {
+			t.Fatal(err)
+		}
+		tunnel.Begin("one")
+	}
+	configure(status.Key)
+	eventually(t, "a session", func() bool { _, there := one.daemon.life.Load().tunnel.Session("hand"); return there })
+
+	conn := one.client()
+	r, err := conn.RotateKey(t.Context(), control.RotateKey{})
+	for err == nil && !r.Step.Ended() && len(r.Waiting) == 0 {
+		r, err = conn.RotateKey(t.Context(), control.RotateKey{Follow: r.Serial})
+	}
+	if err != nil || r.Step != control.RotationMoves || !slices.Equal(r.Waiting, []string{"hand"}) || !slices.Equal(r.Static, r.Waiting) {
+		t.Fatalf("%+v, %v: want it to wait for the peer", r, err)
+	}
+	if s, there := tunnel.Session("one"); !there || api.TunnelKey(s.Remote) != r.Old {
+		t.Error("the session with the old key is over")
+	}
+	configure(r.New)
+	for err == nil && !r.Step.Ended() {
+		r, err = conn.RotateKey(t.Context(), control.RotateKey{Follow: r.Serial})
+	}
+	if s, there := tunnel.Session("one"); err != nil || r.Step != control.RotationDone || !there || api.TunnelKey(s.Remote) != r.New {
+		t.Errorf("%+v, %v; a session there: %t", r, err, there)
 	}
 }

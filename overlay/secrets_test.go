@@ -22,7 +22,6 @@ import (
 type said struct {
 	mu   sync.Mutex
 	text bytes.Buffer
-	also *slog.Logger
 }
 
 func (s *said) Write(b []byte) (int, error) {
