@@ -201,11 +201,12 @@ func (t *Tunnel) towardLocked(p *peer) *identity {
 	} else if s := p.current.Load(); s != nil && k == nil && s.theirs != p.keys[0].public {
 		at = 1
 	}
-	return p.keys[(at+p.attempts)%len(p.keys)]
+	return p.keys[(at+p.turn)%len(p.keys)]
 }
 
 func (t *Tunnel) initiateLocked(p *peer) error {
 	own, with := (*t.own.Load())[0], t.towardLocked(p)
+	p.turn++
 	state, err := newNoise(own, with.public[:])
 	if err != nil {
 		return err
@@ -226,16 +227,14 @@ func (t *Tunnel) initiateLocked(p *peer) error {
 	return p.put(b, len(b), 0)
 }
 
-// stampLocked is later than any before.
+// stampLocked is later than any before, however far the host's clock was set back.
 func (t *Tunnel) stampLocked() tai64n.Timestamp {
-	now := t.wall()
-	s := stamp(now.Unix(), now.Nanosecond())
-	for !s.After(t.stamped) {
-		now = now.Add(1 << 24)
-		s = stamp(now.Unix(), now.Nanosecond())
+	now := t.wall().Round(0) // without the monotonic clock
+	if next := t.stamped.Add(stampStep); now.Before(next) {
+		now = next
 	}
-	t.stamped = s
-	return s
+	t.stamped = now
+	return stamp(now.Unix(), now.Nanosecond())
 }
 
 // initiation answers a handshake that a peer begins. The curve's work on what a
@@ -360,7 +359,7 @@ func (t *Tunnel) confirm(s *session) {
 
 // useLocked seals with s from now on, first what waited for it.
 func (t *Tunnel) useLocked(p *peer, s *session) {
-	p.retry, p.attempts = 0, 0
+	p.retry, p.attempts, p.turn = 0, 0, 0
 	p.lastMinute.Store(false)
 	any := t.sendStagedLocked(p, s)
 	p.current.Store(s)

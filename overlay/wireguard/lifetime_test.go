@@ -170,3 +170,30 @@ func TestCloseUnderLoad(t *testing.T) {
 		t.Errorf("%d indices in use after Close", n)
 	}
 }
+
+// A clock that is set back by years, as one that began wrong, holds nobody up; and what
+// the peer has seen is older than what follows.
+func TestClockSetBack(t *testing.T) {
+	_, a, b := pair(t)
+	speak(a, b)
+	wall := time.Now()
+	a.tunnel.mu.Lock()
+	before := a.tunnel.stampLocked()
+	a.tunnel.wall = func() time.Time { return wall.AddDate(-100, 0, 0) }
+	begun := time.Now()
+	for range 1000 {
+		s := a.tunnel.stampLocked()
+		if !s.After(before) {
+			t.Fatalf("%v follows %v", s, before)
+		}
+		before = s
+	}
+	if d := time.Since(begun); d > time.Second {
+		t.Errorf("a thousand handshakes' times took %v", d)
+	}
+	a.tunnel.mu.Unlock()
+	later(125*time.Second, a, b)
+	a.send(b, "which a handshake follows")
+	b.expect(a, "which a handshake follows")
+	a.session(b, "a new session", func(s Session) bool { return s.Age < 60*time.Second })
+}

@@ -78,9 +78,11 @@ func readCookieReply(b []byte) *device.MessageCookieReply {
 // Handshakes carry the time that they began at, so that an old one is not taken
 // again: TAI64N, of which the last 24 bits are left out lest they tell how busy
 // this cell is. The library stamps the present alone.
+const stampStep = 1 << 24 // nanoseconds
+
 func stamp(seconds int64, nanoseconds int) (s tai64n.Timestamp) {
 	const epoch = 1<<62 + 10
 	binary.BigEndian.PutUint64(s[:], uint64(epoch+seconds))
-	binary.BigEndian.PutUint32(s[8:], uint32(nanoseconds)&^(1<<24-1))
+	binary.BigEndian.PutUint32(s[8:], uint32(nanoseconds)&^(stampStep-1))
 	return s
 }

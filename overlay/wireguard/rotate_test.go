@@ -133,6 +133,27 @@ func TestSecondKeyThatThePeerHasNot(t *testing.T) {
 	b.session(a, "the session is of the first key", func(s Session) bool { return s.Remote == a.key.Public() })
 }
 
+// Each key has its turn too where there is always something to send, each packet of
+// which has the handshakes counted anew.
+func TestSecondKeyIsTriedUnderTraffic(t *testing.T) {
+	_, a, b := pair(t)
+	old := newKey(t)
+	b.meets(a, func(p *Peer) { p.Key, p.Also = old.Public(), a.key.Public() })
+	for range 10 {
+		for range 12 {
+			b.send(a, "to whichever key answers")
+			later(500*time.Millisecond, a, b)
+		}
+		if s, there := b.tunnel.Session(a.name); there {
+			if s.Remote != a.key.Public() {
+				t.Errorf("the session is of %s, want the key that a has", s.Remote)
+			}
+			return
+		}
+	}
+	t.Error("no session in 60 s: the key that a has is never tried")
+}
+
 func TestSetKeysRefusesWhatIsAnothers(t *testing.T) {
 	_, a, b := pair(t)
 	if err := a.tunnel.SetKeys(b.key); !errors.Is(err, ErrOwnKey) {

@@ -37,6 +37,7 @@ type timetable struct {
 	begun    int64 // when the last handshake message went to the peer
 	retry    int64 // when the next one does if no session is made before
 	attempts int
+	turn     int   // how many were begun since the last session
 	derived  int64 // when the last session was made
 }
 

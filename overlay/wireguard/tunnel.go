@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/crypto/curve25519"
 	"golang.zx2c4.com/wireguard/ratelimiter"
-	"golang.zx2c4.com/wireguard/tai64n"
 
 	"tulle/overlay/udp"
 )
@@ -87,7 +86,7 @@ type Tunnel struct {
 	mu      sync.Mutex // guards what follows, changes of the above, and handshakes
 	peers   map[string]*peer
 	byKey   map[PublicKey]*peer
-	stamped tai64n.Timestamp // of the last handshake begun
+	stamped time.Time // what the last handshake begun says of when
 }
 
 // New starts a tunnel without peers.
@@ -256,7 +255,7 @@ func (t *Tunnel) Set(name string, set Peer) error {
 	t.byAddress.put(number(set.Address), p)
 	t.pruneLocked(p)
 	if old.Key != (PublicKey{}) && p.identity(set.Also) != nil && !old.has(set.Also) {
-		p.target, p.attempts = set.Also, 0
+		p.target, p.attempts, p.turn = set.Also, 0, 0
 		t.beginLocked(p, t.clock())
 	}
 	return nil
