@@ -127,14 +127,14 @@ func (f *fields) add(line []byte, forged string) error {
 	if err != nil {
 		return err
 	}
-	lower, same := strings.ToLower(name), canonical(name)
-	switch same {
+	lower, alike := strings.ToLower(name), canonical(name)
+	switch alike {
 	case forged:
 		return nil
 	case "content-length", "transfer-encoding":
 		// An app behind CGI, WSGI or Rack cannot tell Content_Length from it.
-		if lower != same {
-			return refuse("%q is another spelling of %s", name, same)
+		if lower != alike {
+			return refuse("%q is another spelling of %s", name, alike)
 		}
 	}
 	switch lower {
@@ -197,7 +197,7 @@ func (f *fields) framing(v11 bool) (fr framing, err error) {
 		return fr, refuse("%d Transfer-Encoding headers", len(f.codings))
 	case len(f.codings) == 1 && !v11:
 		return fr, refuse("Transfer-Encoding in HTTP/1.0")
-	case len(f.codings) == 1 && !strings.EqualFold(f.codings[0], "chunked"):
+	case len(f.codings) == 1 && !same(f.codings[0], "chunked"):
 		return fr, refuse("Transfer-Encoding is not chunked alone")
 	}
 	fr.chunked = len(f.codings) == 1
@@ -208,7 +208,7 @@ func (f *fields) framing(v11 bool) (fr framing, err error) {
 	}
 	// No other protocol: in HTTP/2 over clear text, for one, every request would have
 	// headers of its own.
-	if v11 && len(f.upgrades) == 1 && strings.EqualFold(f.upgrades[0], "websocket") {
+	if v11 && len(f.upgrades) == 1 && same(f.upgrades[0], "websocket") {
 		for _, option := range f.connection {
 			fr.upgrade = fr.upgrade || option == "upgrade"
 		}
@@ -243,6 +243,10 @@ func canonical(name string) string {
 		return '-'
 	}, name)
 }
+
+// same compares a word with one in lower case, as what is behind does: of ASCII alone.
+// Unicode has another k, with which it would be "chunked" here and nothing there.
+func same(word, lower string) bool { return canonical(word) == lower }
 
 // isToken: RFC 9110, 5.6.2.
 func isToken(b []byte) bool {

@@ -51,6 +51,7 @@ var taken = []struct{ what, sent, want string }{
 	{"all forms of a target", "OPTIONS * HTTP/1.1¶Host: db¶¶GET http://db/x HTTP/1.1¶Host: db¶¶", "OPTIONS * HTTP/1.1¶Host: db¶^¶GET http://db/x HTTP/1.1¶Host: db¶^¶"},
 	{"no HTTP/2 by upgrade", "GET / HTTP/1.1¶Host: db¶Connection: Upgrade, HTTP2-Settings¶Upgrade: h2c¶HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA¶¶", "GET / HTTP/1.1¶Host: db¶Connection: Upgrade, HTTP2-Settings¶HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA¶^¶"},
 	{"nor beside a WebSocket", "GET / HTTP/1.1¶Host: db¶Connection: Upgrade¶Upgrade: websocket, h2c¶¶", "GET / HTTP/1.1¶Host: db¶Connection: Upgrade¶^¶"},
+	{"nor to what is no WebSocket", "GET / HTTP/1.1¶Host: db¶Connection: Upgrade¶Upgrade: websoc\u212Aet¶¶", "GET / HTTP/1.1¶Host: db¶Connection: Upgrade¶^¶"},
 	{"no WebSocket with a body", "POST / HTTP/1.1¶Host: db¶Connection: Upgrade¶Upgrade: websocket¶Content-Length: 2¶¶hi", "POST / HTTP/1.1¶Host: db¶Connection: Upgrade¶Content-Length: 2¶^¶hi"},
 	{"nor where it is not the first request", "GET / HTTP/1.1¶Host: db¶¶GET / HTTP/1.1¶Host: db¶Connection: Upgrade¶Upgrade: websocket¶¶", "GET / HTTP/1.1¶Host: db¶^¶GET / HTTP/1.1¶Host: db¶Connection: Upgrade¶^¶"},
 	{"the client's end", "", ""},
@@ -91,6 +92,7 @@ var refusals = []struct{ sent, why string }{
 	{"GET / HTTP/1.1¶Host: db¶Transfer-Encoding: gzip, chunked¶¶0¶¶", "not chunked alone"},
 	{"GET / HTTP/1.1¶Host: db¶Transfer-Encoding: chunked, chunked¶¶0¶¶", "not chunked alone"},
 	{"GET / HTTP/1.1¶Host: db¶Transfer-Encoding: xchunked¶¶0¶¶", "not chunked alone"},
+	{"GET / HTTP/1.1¶Host: db¶Transfer-Encoding: chun\u212Aed¶¶0¶¶", "not chunked alone"}, // KELVIN SIGN, whose small letter is k
 	{"GET / HTTP/1.1¶Host: db¶Transfer-Encoding: identity¶¶", "not chunked alone"},
 	{"GET / HTTP/1.1¶Host: db¶Transfer-Encoding:¶¶", "not chunked alone"},
 	{"GET / HTTP/1.1¶Host: db¶Transfer-Encoding: \x0bchunked¶¶0¶¶", "control character"},
