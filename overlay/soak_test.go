@@ -26,6 +26,11 @@ import (
 // soakEnv is how long TestSoak runs, in all; see make soak.
 const soakEnv = "TULLE_SOAK"
 
+// standstill is how long a connection may stand still before that is a fault. Where
+// other work takes the processors for a minute datagrams are lost in full sockets, and
+// TCP waits twice as long each time.
+const standstill = 2 * time.Minute
+
 // Mixed traffic over both families, on one cell and across, in both tunnel modes, with
 // policies and containers that come and go all the while: nothing happens to it but
 // what a policy says, and afterwards nothing is left: no flow, no goroutine, no
@@ -166,7 +171,7 @@ func to(a *app, v6 bool, port uint16) string {
 
 func (s *soaked) dial(network, address string) (c net.Conn, err error) {
 	err = s.web.ns.Do(func() error {
-		d := net.Dialer{Timeout: patience}
+		d := net.Dialer{Timeout: standstill}
 		c, err = d.DialContext(s.Context(), network, address) // one that the end finds on its way may end by itself
 		return err
 	})
@@ -179,7 +184,7 @@ func (s *soaked) connection(db *app, _ int) error {
 	if err == nil {
 		defer c.Close()
 		s.conns.Add(1)
-		_ = c.SetDeadline(time.Now().Add(patience))
+		_ = c.SetDeadline(time.Now().Add(standstill))
 		b := make([]byte, 1+rand.IntN(3000))
 		if _, err = c.Write(b); err == nil {
 			_, err = io.ReadFull(c, b)
@@ -204,7 +209,7 @@ func (s *soaked) bulk(db *app) error {
 	defer c.Close()
 	b := make([]byte, 128<<10)
 	for s.ctx.Err() == nil {
-		_ = c.SetDeadline(time.Now().Add(patience))
+		_ = c.SetDeadline(time.Now().Add(standstill))
 		if _, err = c.Write(b); err == nil {
 			_, err = io.ReadFull(c, b)
 		}
