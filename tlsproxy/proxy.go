@@ -101,9 +101,11 @@ var ErrShutdown = errors.New("the proxy is shut down")
 const acceptPause = 50 * time.Millisecond
 
 // Serve accepts a site's connections on l until Shutdown or Remove, which close
-// l, or until l fails for good. It is called once for each site.
+// l, or until l fails for good; then it may be called again with another listener.
 func (p *Proxy) Serve(l net.Listener, s *Site) error {
-	s.config = p.tlsConfig(s)
+	if s.config == nil {
+		s.config = p.tlsConfig(s)
+	}
 	if !p.begin(l, s) {
 		l.Close()
 		return ErrShutdown

@@ -129,6 +129,9 @@ func (f *Fleet) reconcile(ctx context.Context, client *control.Client, list cont
 	}
 	for name, version := range list.Containers {
 		c := f.get(name)
+		if c != nil {
+			c.listenAgain()
+		}
 		if c != nil && c.version == version {
 			continue
 		}
@@ -174,11 +177,7 @@ func (f *Fleet) add(ctx context.Context, of control.TLSContainer, sockets *mint.
 	f.containers[of.Container] = c
 	f.mu.Unlock()
 	c.renew(ctx)
-	f.wg.Go(func() {
-		if err := f.o.Proxy.Serve(l, c.site); !errors.Is(err, tlsproxy.ErrShutdown) {
-			f.o.Log.Error("a container's port is not served any more", "container", of.Container, "error", err)
-		}
-	})
+	f.wg.Go(func() { c.serve(ctx, l) })
 	f.o.Log.Info("terminating TLS", "container", of.Container, "address", of.Address, "app", of.App)
 	return nil
 }

@@ -35,6 +35,9 @@ type container struct {
 	site    *tlsproxy.Site
 	version uint64 // of the daemon's list; Run's goroutine alone uses it
 
+	quiet  atomic.Bool   // nobody listens
+	listen chan struct{} // capacity 1: listen again
+
 	pair atomic.Pointer[pair]
 	ctx  context.Context // ends with the container
 	end  context.CancelFunc
@@ -44,7 +47,7 @@ type container struct {
 }
 
 func newContainer(f *Fleet, of control.TLSContainer, m *mint.Mint, version uint64) *container {
-	c := &container{f: f, of: of, mint: m, version: version}
+	c := &container{f: f, of: of, mint: m, version: version, listen: make(chan struct{}, 1)}
 	c.ctx, c.end = context.WithCancel(context.Background())
 	if c.of.Backend == 0 {
 		c.of.Backend = control.DefaultTLSBackend
@@ -68,6 +71,46 @@ func (c *container) is(of control.TLSContainer, s *mint.Sockets) bool {
 func (c *container) close() {
 	c.end()
 	_ = c.mint.Close()
+}
+
+// serve accepts until the container or the proxy ends. The daemon stops the port
+// listening when it sees no proxy for a while, and when the container ends: which of
+// the two it was, its next list says.
+func (c *container) serve(ctx context.Context, l net.Listener) {
+	for {
+		err := c.f.o.Proxy.Serve(l, c.site)
+		if errors.Is(err, tlsproxy.ErrShutdown) {
+			return
+		}
+		_ = l.Close()
+		for {
+			c.f.o.Log.Info("a container's port does not listen any more", "container", c.of.Container, "error", err)
+			c.quiet.Store(true)
+			select {
+			case <-c.listen:
+			case <-c.ctx.Done():
+				return
+			case <-ctx.Done():
+				return
+			}
+			c.quiet.Store(false)
+			if l, err = c.mint.Listen(); err == nil {
+				c.f.o.Log.Info("terminating TLS again", "container", c.of.Container)
+				break
+			}
+		}
+	}
+}
+
+// listenAgain is called while the daemon lists the container.
+func (c *container) listenAgain() {
+	if !c.quiet.Load() {
+		return
+	}
+	select {
+	case c.listen <- struct{}{}:
+	default:
+	}
 }
 
 // reach connects to the app on the container's own loopback, or on its own

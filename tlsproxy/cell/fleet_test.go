@@ -234,6 +234,18 @@ func TestFleetFollowsTheDaemon(t *testing.T) {
 	if taken, refused := fleet.Reloads(); taken < 11 || refused != 0 || fleet.NotAfter().Before(time.Now()) {
 		t.Errorf("%d certificates taken, %d refused, the first expires %v", taken, refused, fleet.NotAfter())
 	}
+	// The daemon saw no proxy for a while, and stopped the port; now it sees one.
+	if err := d.sockets.StopListening(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := shake(); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("a port that was stopped: %v", err)
+	}
+	until("the port again", func() bool {
+		d.change(func() {})
+		_, err := shake()
+		return err == nil
+	})
 	d.unknown.Store(true)
 	if _, err := shake(); err == nil {
 		t.Error("a caller that nobody knows was let in")
@@ -241,4 +253,12 @@ func TestFleetFollowsTheDaemon(t *testing.T) {
 	d.unknown.Store(false)
 	d.change(func() { d.there = false })
 	until("the container's end", func() bool { return proxy.Sites() == 0 })
+
+	// The proxy ends while a port is stopped.
+	d.change(func() { d.there = true })
+	until("the container again", func() bool { _, err := shake(); return err == nil })
+	if err := d.sockets.StopListening(); err != nil {
+		t.Fatal(err)
+	}
+	until("that it is seen", func() bool { c := fleet.get("c1"); return c != nil && c.quiet.Load() })
 }
