@@ -115,8 +115,6 @@ func (l *lines) String() string              { l.mu.Lock(); defer l.mu.Unlock();
 // at most.
 func TestRefusalsAreCountedAndLogged(t *testing.T) {
 	app := listenTCP(t)
-	dead := listenTCP(t)
-	dead.Close()
 	instances, other := newRoot(t), newRoot(t)
 	unknown := errors.New("no connection of that peer is known")
 	for _, c := range []struct {
@@ -140,7 +138,7 @@ func TestRefusalsAreCountedAndLogged(t *testing.T) {
 		{handshakeFailed, nil, shake(&tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}), "unsupported versions"},
 		{backendDown, func(s *Site) {
 			s.Dial = func(ctx context.Context) (net.Conn, error) {
-				return new(net.Dialer).DialContext(ctx, "tcp", dead.Addr().String())
+				return new(net.Dialer).DialContext(ctx, "tcp", nobody)
 			}
 		}, shake(&tls.Config{}), "connection refused"},
 		{noCertificate, func(s *Site) {
