@@ -183,6 +183,32 @@ func TestASeatedReaderIsInNobodysWay(t *testing.T) {
 	}
 }
 
+// A reader that ends because of what it read, as one does whose device is gone, has its
+// seat still; it is free when the reader leaves it, or the Source is closed.
+func TestSeatOfAReaderThatEnded(t *testing.T) {
+	t.Run("it leaves", func(t *testing.T) { testSeatOfAReaderThatEnded(t, (*Source).Leave) })
+	t.Run("its Source is closed", func(t *testing.T) { testSeatOfAReaderThatEnded(t, (*Source).Close) })
+}
+
+func testSeatOfAReaderThatEnded(t *testing.T, free func(*Source)) {
+	s := newSet(t, 1, 0)
+	s.patience = time.Minute
+	p := newPipe(t, s, false)
+	ended := make(chan error)
+	go func() { ended <- p.source.Read(p.try) }()
+	for begun := time.Now(); s.free[0].Load() != 0; runtime.Gosched() {
+		if time.Since(begun) > 10*time.Second {
+			t.Fatal("the reader never sits down")
+		}
+	}
+	p.write(t, 1)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	free(p.source)
+	s.allFree(t, 1, 0)
+}
+
 // A reader in a seat waits in the kernel: what is there is read by two calls, and
 // nothing is allocated.
 func TestReadDoesNotAllocate(t *testing.T) {

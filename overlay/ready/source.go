@@ -21,8 +21,9 @@ type Source struct {
 	wake     chan struct{} // capacity 1
 	closed   atomic.Bool
 
+	seat atomic.Pointer[atomic.Int32] // where the reader's seat is from; nil: it has none
+
 	// The reader's.
-	seat    *atomic.Int32 // where its seat is from; nil: it has none
 	poll    unix.PollFd
 	timeout unix.Timespec
 }
@@ -51,7 +52,8 @@ func (s *Set) control(op int, fd int32, events uint32) (err error) {
 	return err
 }
 
-// Close ends the reader's waiting, at once or after Patience. It is idempotent.
+// Close ends the reader's waiting, at once or after Patience, and takes its seat from
+// a reader that ended without it. It is idempotent.
 func (c *Source) Close() {
 	if c.closed.Swap(true) {
 		return
@@ -61,6 +63,7 @@ func (c *Source) Close() {
 	delete(c.set.sources, c.fd)
 	_ = c.set.control(unix.EPOLL_CTL_DEL, c.fd, 0) // closing the descriptor does the same
 	c.rouse()
+	c.Leave()
 }
 
 // rouse wakes the reader if it waits for that.
@@ -76,34 +79,40 @@ func (c *Source) rouse() {
 func (c *Source) Read(try func() bool) error {
 	for !c.closed.Load() {
 		if try() {
+			if c.closed.Load() { // this may be the last call
+				c.Leave()
+			}
 			return nil
 		}
 		if c.sit() {
 			if c.look() {
 				continue
 			}
-			c.stand()
+			c.Leave()
 		}
 		if err := c.set.control(unix.EPOLL_CTL_MOD, c.fd, unix.EPOLLIN); err != nil && !c.closed.Load() {
 			return fmt.Errorf("wait for descriptor: %w", err)
 		}
 		<-c.wake
 	}
-	c.stand()
+	c.Leave()
 	return ErrClosed
 }
 
 func (c *Source) sit() bool {
-	if c.seat == nil {
-		c.seat = c.set.take(c.reserved)
+	if c.seat.Load() != nil {
+		return true
 	}
-	return c.seat != nil
+	seat := c.set.take(c.reserved)
+	c.seat.Store(seat)
+	return seat != nil
 }
 
-func (c *Source) stand() {
-	if c.seat != nil {
-		c.seat.Add(1)
-		c.seat = nil
+// Leave is for a reader that will not read again, though the Source is not closed: it
+// gives its seat back.
+func (c *Source) Leave() {
+	if seat := c.seat.Swap(nil); seat != nil {
+		seat.Add(1)
 	}
 }
 

@@ -215,6 +215,7 @@ func (k *Kernel) readSource(b []byte) (int, error) {
 	case r.err != nil:
 		return 0, r.err
 	case r.errno == unix.EBADFD:
+		k.source.Leave()
 		return 0, ErrGone
 	case r.errno != 0:
 		return 0, r.errno
