@@ -74,6 +74,13 @@ func openSecrets(mode PostQuantum, self, dir string, log *slog.Logger, boot func
 	if s.pairs, err = wireguard.LoadSecrets(dir); err != nil {
 		return nil, err
 	}
+	if mode == PostQuantumRequired {
+		// A former daemon, to which it was not required, may have been halfway from none.
+		for peer, pair := range s.pairs {
+			pair.Keys = slices.DeleteFunc(pair.Keys, func(k wireguard.PresharedKey) bool { return k == wireguard.PresharedKey{} })
+			s.pairs[peer] = pair
+		}
+	}
 	return s, s.renewLocked()
 }
 

@@ -364,3 +364,26 @@ func TestPairSecretsAtRandom(t *testing.T) {
 		}
 	}
 }
+
+// Where a secret is required, what a cell had begun without one is no way around it.
+func TestRequiredAfterOnHasNoEmptyKey(t *testing.T) {
+	none, key := wireguard.PresharedKey{}, wireguard.PresharedKey{1}
+	for what, s := range map[string]wireguard.Secret{
+		"offered":  {Sequence: 1, KeyID: "a", Keys: []wireguard.PresharedKey{none, key}},
+		"taken up": {Sequence: 1, KeyID: "a", Keys: []wireguard.PresharedKey{key, none}, Settled: true},
+	} {
+		for mode, want := range map[PostQuantum][]wireguard.PresharedKey{PostQuantumOn: s.Keys, PostQuantumRequired: {key}} {
+			dir := t.TempDir()
+			if err := wireguard.SaveSecrets(dir, map[string]wireguard.Secret{"two": s}); err != nil {
+				t.Fatal(err)
+			}
+			opened, err := openSecrets(mode, "one", dir, slog.New(slog.DiscardHandler), func() time.Duration { return 0 })
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, ok := opened.of(api.Peer{Name: "two", EncapsulationKey: "its"}); !ok || !slices.Equal(got, want) {
+				t.Errorf("%s, %s: %d keys, %t, want %d", what, mode, len(got), ok, len(want))
+			}
+		}
+	}
+}
