@@ -36,7 +36,7 @@ func programs(t *testing.T) string {
 var needed = map[string]func(*testing.T){
 	"policy-api": postgresql, "replicas": postgresql,
 	"cross-cell-vxlan": containers, "cross-cell-plain-nic": containers, "cross-cell-wireguard": containers,
-	"same-cell": containers, "rr": containers, "crr": containers, "udp": containers, "crowd": containers, "memory": containers, "dns": dnsmasq, "unprivileged": containers,
+	"same-cell": containers, "rr": containers, "crr": containers, "udp": containers, "crowd": containers, "peers": containers, "memory": containers, "dns": dnsmasq, "unprivileged": containers,
 	"attach": containers, "egress": containers, "forward": containers,
 	"tls": haproxy,
 }

@@ -11,7 +11,7 @@ import (
 // Scenarios are those of this package.
 func Scenarios() []bench.Scenario {
 	return []bench.Scenario{crossCellVXLAN(), crossCellPlainNIC(), crossCellWireGuard(), sameCell(),
-		requestResponse(), newConnections(), datagrams(), crowd(), unprivileged(), memory(), names(), egress(), forward()}
+		requestResponse(), newConnections(), datagrams(), crowd(), peers(), unprivileged(), memory(), names(), egress(), forward()}
 }
 
 // Roles are what its scenarios need in other processes.

@@ -31,6 +31,7 @@ type tulle struct {
 	containers []*netlab.Namespace
 	attached   []attach.Container
 	policies   int // to the server's app
+	peers, far int // other cells that are nowhere; of these and those left out
 	mtu        int
 }
 
