@@ -221,6 +221,9 @@ func (w *egress) forward(to *route, p []byte) Reason {
 	switch {
 	case to.ep != nil:
 		// The super-packet as it was read; the virtio header before it was checked.
+		if w.v.GSOType != packet.GSONone {
+			to.ep.given.Add(1)
+		}
 		r = w.write(to.ep, w.buf[virtioAt:headroom+len(p)])
 	case !small:
 		r = w.sealFragments(to.peer, to.tag, p, w.limit)

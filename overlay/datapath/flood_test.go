@@ -287,6 +287,48 @@ func TestFloodCostsOthersLittle(t *testing.T) {
 	}
 }
 
+// Who is sent a stream is not held back when it acknowledges that beside a neighbour;
+// what it sends beyond that is bounded as ever.
+func TestPaceLetsAcknowledgementsPass(t *testing.T) {
+	l := newLive(t)
+	a, b := l.container(0, "web", 2), l.container(0, "db", 3)
+	l.cells[0].policies.Add(rule("web db tcp 80"))
+	l.start()
+	ack := packettest.TCP(a.at(1), b.at(80), fACK, 1, 1, nil)
+	acknowledge := func(n int) {
+		for range n {
+			a.end.Send(ack)
+		}
+		for range n {
+			if _, _, err := b.end.Receive(l.ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	acknowledge(1)
+	bulk := packet.Virtio{Flags: packet.VirtioNeedsChecksum, GSOType: packet.GSOTCPv4, GSOSize: 1000, CsumStart: 20, CsumOffset: 16}
+	const given = 200
+	for range 20 {
+		for range given {
+			b.end.SendVirtio(bulk, packettest.TCP(b.at(80), a.at(1), fACK, 1, 1, make([]byte, 3000)))
+		}
+		for range given {
+			if v, _, err := a.end.Receive(l.ctx); err != nil || v.GSOType == packet.GSONone {
+				t.Fatalf("%v, %v", v, err)
+			}
+		}
+		acknowledge(given * paceAcks)
+	}
+	paced := func() uint64 { return l.cells[0].path.Stats().Egress.Paced }
+	if n := paced(); n != 0 {
+		t.Errorf("held back %d times", n)
+	}
+	acknowledge(2*paceUnits + paceCredit*paceAcks)
+	if paced() == 0 {
+		t.Error("a flood of acknowledgements is not held back")
+	}
+}
+
 // Who has the cell for itself, or sends in bulk, is not held back; who floods beside
 // a neighbour is, and stays below its rate.
 func TestPace(t *testing.T) {

@@ -264,6 +264,9 @@ func (w *ingress) flush() {
 		for _, b := range pieces {
 			length += len(b)
 		}
+		if len(pieces) > 2 { // more than a header and a packet
+			w.to[g].given.Add(1)
+		}
 		if r := written(w.to[g].dev.Write(pieces...)); r != Passed {
 			w.c.drop(r)
 		} else {

@@ -9,8 +9,9 @@ import "time"
 // anything lately, it waits for the rest of the time. What the container sends then
 // queues in its own device, and is lost there.
 //
-// One that has the cell for itself is not held back, and neither is one that sends in
-// bulk: a super-packet costs nothing here.
+// One that has the cell for itself is not held back, and neither is one that sends or is
+// sent in bulk: a super-packet costs nothing here, nor do as many small ones as
+// acknowledge those that it is given.
 const (
 	paceUnits = 256
 	// paceRate is what one container may do a second for each processor of the cell.
@@ -24,6 +25,11 @@ const (
 	pacePacket  = 1
 	paceRefusal = 2
 	paceNewFlow = 4
+
+	// paceAcks is how many units each super-packet is worth to who is given it, and
+	// paceCredit how many super-packets count at most when an account is closed.
+	paceAcks   = 2
+	paceCredit = paceUnits
 )
 
 // pace is a reader's account of its work.
@@ -47,6 +53,13 @@ func (w *egress) account(units int) {
 // rest closes an account, and waits if it must.
 func (w *egress) rest() {
 	a := &w.pace
+	if given := w.ep.given.Load(); given > 0 {
+		worth := min(given, int32((a.units+paceAcks-1)/paceAcks))
+		w.ep.given.Add(-min(given, max(worth, given-paceCredit)))
+		if a.units -= paceAcks * int(worth); a.units < paceUnits {
+			return
+		}
+	}
 	a.units = 0
 	now := w.p.age()
 	took := now - a.since

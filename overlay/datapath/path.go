@@ -83,6 +83,7 @@ type endpoint struct {
 	slot        int
 	dev         tun.Device
 	udpOffload  bool
+	given       atomic.Int32  // super-packets, not accounted for yet by pace
 	seen        atomic.Uint32 // the tick behind the one in which it last sent; 0: never
 	w           *egress
 	done        chan struct{} // closed when the reader, if it was started, has ended
