@@ -38,7 +38,7 @@ func (w *worker) judge(snap *fib.Snapshot, src, dst *end, peer uint32) Reason {
 	w.recorded = false
 
 	flows := w.p.flows
-	if d, hit := flows.Lookup(&w.key, &w.flow); hit {
+	if d, hit := w.find(opens); hit {
 		switch {
 		case !w.same(d, src, dst, peer), !w.stillAllowed():
 			// Whoever meets it first ends it for both ends: Cut will not find it.
@@ -55,6 +55,18 @@ func (w *worker) judge(snap *fib.Snapshot, src, dst *end, peer uint32) Reason {
 		}
 	}
 	return w.begin(snap, src, dst, peer)
+}
+
+// find is Lookup of w.key into w.flow. Packets come in trains, and then it is the flow
+// of the last one, as long as that lives; of what may have changed since it was read,
+// only a packet that opens asks.
+func (w *worker) find(opens bool) (flow.Direction, bool) {
+	if w.found && !opens && w.key == w.foundKey && w.p.flows.Alive(w.flow.Ref()) {
+		return w.way, true
+	}
+	w.way, w.found = w.p.flows.Lookup(&w.key, &w.flow)
+	w.foundKey = w.key
+	return w.way, w.found
 }
 
 // begin judges a packet without a flow, and records one.
@@ -95,6 +107,7 @@ func (w *worker) begin(snap *fib.Snapshot, src, dst *end, peer uint32) Reason {
 
 // record fills w.flow for a flow that from opens (or opened) to to.
 func (w *worker) record(from, to *end, peer uint32, generation uint64) {
+	w.found = false
 	f := &w.flow
 	*f = flow.Flow{
 		Key:            w.key,
@@ -165,6 +178,7 @@ func (w *worker) stillAllowed() bool {
 			return false
 		}
 		w.p.flows.SetGeneration(f.Ref(), g)
+		f.Generation = g
 	}
 	return true
 }
@@ -228,6 +242,7 @@ func (w *worker) judgeICMP(p []byte, snap *fib.Snapshot, peer *fib.Peer) Reason 
 	}
 	w.key = flow.Key{Src: q.Src, Dst: q.Dst, SrcPort: q.SrcPort, DstPort: q.DstPort, Proto: q.Proto}
 	f := &w.flow
+	w.found = false
 	d, hit := w.p.flows.Lookup(&w.key, f)
 	if !hit {
 		return ICMPUnrelated

@@ -30,6 +30,10 @@ type worker struct {
 	key       flow.Key
 	flow      flow.Flow
 	seg       flow.Segment
+	// found says that the last lookup, of foundKey, filled flow and told way.
+	found    bool
+	foundKey flow.Key
+	way      flow.Direction
 	// verdict is the record under which the last packet passed; recorded says that
 	// there is one.
 	verdict  flow.Ref
