@@ -11,14 +11,20 @@ import (
 	"tulle/policy"
 )
 
-// batchLen is how many messages one receive takes; each may be up to 64 segments.
-const batchLen = 8
+// How many messages one receive takes: of trains of up to 64 segments each, which
+// would be cold before they are written were they more; and of single datagrams, where
+// nothing joins them below and a super-packet is made of what one call brings.
+const (
+	batchLen  = 8
+	singleLen = 64
+)
 
 // ingress carries what peers send in one tunnel mode, a batch at a time.
 type ingress struct {
 	worker
 	mode  fib.Mode
 	batch []udp.Message
+	ask   int // how many of batch the next receive takes
 	join  *packet.Coalescer
 	// to is the device of each group of join, whose packets lie in the batch until
 	// flush.
@@ -30,7 +36,7 @@ type ingress struct {
 }
 
 func newBatch() []udp.Message {
-	batch := make([]udp.Message, batchLen)
+	batch := make([]udp.Message, singleLen) // memory that nothing was received into is not there
 	for i := range batch {
 		batch[i].Buf = make([]byte, 65535)
 	}
@@ -38,7 +44,7 @@ func newBatch() []udp.Message {
 }
 
 func newIngress(p *Path, mode fib.Mode) *ingress {
-	w := &ingress{mode: mode, join: packet.NewCoalescer(), crowd: crowd, keys: make([]flow.Key, 0, batchLen*udp.MaxSegments)}
+	w := &ingress{mode: mode, ask: batchLen, join: packet.NewCoalescer(), crowd: crowd, keys: make([]flow.Key, 0, batchLen*udp.MaxSegments)}
 	w.p = p
 	w.frags.init(p.limits.Fragments, p.limits.FragmentBytes, &w.c)
 	return w
@@ -47,15 +53,29 @@ func newIngress(p *Path, mode fib.Mode) *ingress {
 // run receives until the socket is closed.
 func (w *ingress) run() {
 	for {
-		n, err := w.p.conn.Receive(w.batch)
+		n, err := w.p.conn.Receive(w.batch[:w.ask])
 		if err != nil {
 			if !errors.Is(err, udp.ErrClosed) {
 				w.p.log.Error("tunnel socket cannot be read any more", "error", err)
 			}
 			return
 		}
+		w.ask = askAfter(w.batch[:n], w.ask)
 		w.receive(w.batch[:n])
 	}
+}
+
+// askAfter is how many messages the next receive takes, behind this one of so many.
+func askAfter(got []udp.Message, asked int) int {
+	for i := range got {
+		if got[i].N > got[i].Segment {
+			return batchLen
+		}
+	}
+	if len(got) >= batchLen {
+		return singleLen
+	}
+	return asked
 }
 
 // FromTunnel carries what the Tunnel received: frames that it has taken out of

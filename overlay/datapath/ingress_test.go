@@ -8,6 +8,7 @@ import (
 	"tulle/overlay/fib"
 	"tulle/overlay/packet"
 	"tulle/overlay/packet/packettest"
+	"tulle/overlay/udp"
 	"tulle/overlay/vxlan"
 	"tulle/policy"
 )
@@ -491,5 +492,33 @@ func TestMTU(t *testing.T) {
 	}
 	if n != 8000 {
 		t.Errorf("%d bytes arrived", n)
+	}
+}
+
+// Single datagrams are taken many at a time, trains of them few.
+func TestBatchFollowsWhatComes(t *testing.T) {
+	messages := func(n, length, segment int) []udp.Message {
+		b := make([]udp.Message, n)
+		for i := range b {
+			b[i].N, b[i].Segment = length, segment
+		}
+		return b
+	}
+	ask := batchLen
+	for _, c := range []struct {
+		name string
+		got  []udp.Message
+		want int
+	}{
+		{"a train", messages(1, 64000, 1472), batchLen},
+		{"a few single ones", messages(3, 1472, 1472), batchLen},
+		{"as many as asked for", messages(batchLen, 1472, 1472), singleLen},
+		{"many", messages(singleLen, 1472, 1472), singleLen},
+		{"the last few", messages(1, 100, 100), singleLen},
+		{"a train among them", append(messages(9, 1472, 1472), messages(1, 2944, 1472)...), batchLen},
+	} {
+		if ask = askAfter(c.got, ask); ask != c.want {
+			t.Errorf("behind %s: %d, want %d", c.name, ask, c.want)
+		}
 	}
 }
