@@ -8,7 +8,6 @@ import (
 	"tulle/overlay/flow"
 	"tulle/overlay/packet"
 	"tulle/overlay/tun"
-	"tulle/overlay/udp"
 	"tulle/policy"
 )
 
@@ -32,7 +31,6 @@ type route struct {
 func newEgress(p *Path, ep *endpoint) *egress {
 	w := &egress{ep: ep, buf: make([]byte, virtioAt+tun.MaxRead)}
 	w.p = p
-	w.frames = make([]byte, udp.MaxSend)
 	w.frags.init(p.limits.Fragments/4, p.limits.FragmentBytes/4, &w.c)
 	return w
 }

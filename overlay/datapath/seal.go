@@ -1,6 +1,8 @@
 package datapath
 
 import (
+	"sync"
+
 	"tulle/overlay/fib"
 	"tulle/overlay/packet"
 	"tulle/overlay/udp"
@@ -17,6 +19,10 @@ func (w *worker) seal(peer *fib.Peer, tag policy.Tag, b []byte) Reason {
 	w.frame.Encode(b)
 	return w.send(peer, b)
 }
+
+// trains are room for what one call sends, for whoever is about to: a reader has none of
+// its own, of hundreds few send in bulk at a time.
+var trains = sync.Pool{New: func() any { return new([udp.MaxSend]byte) }}
 
 // sealSegments splits the super-packet p, parsed and checked into w.h and w.v,
 // straight into frames of equal length and sends them, as many as one call takes.
@@ -36,14 +42,16 @@ func (w *worker) sealSegments(peer *fib.Peer, tag policy.Tag, p []byte) Reason {
 	if most == 0 {
 		return TooBig
 	}
+	frames := trains.Get().(*[udp.MaxSend]byte)
+	defer trains.Put(frames)
 	for i := 0; i < n; {
 		length := 0
 		for at, last := before, min(i+most, n); i < last; i++ {
-			w.frame.Encode(w.frames[at:])
-			length = at + headroom + packet.Split(w.frames[at+headroom:], p, &w.h, &w.v, i)
+			w.frame.Encode(frames[at:])
+			length = at + headroom + packet.Split(frames[at+headroom:], p, &w.h, &w.v, i)
 			at += stride
 		}
-		if r := w.sendTrain(peer, w.frames[:length], frame); r != Passed {
+		if r := w.sendTrain(peer, frames[:length], frame); r != Passed {
 			return r
 		}
 	}
@@ -54,13 +62,15 @@ func (w *worker) sealSegments(peer *fib.Peer, tag policy.Tag, p []byte) Reason {
 func (w *worker) sealFragments(peer *fib.Peer, tag policy.Tag, p []byte, mtu int) Reason {
 	packet.CompleteChecksum(p, &w.h, &w.v)
 	w.header(peer, tag, p)
+	frames := trains.Get().(*[udp.MaxSend]byte)
+	defer trains.Put(frames)
 	for at := 0; at < len(p)-w.h.HeaderLen; {
-		n, next := packet.Fragment(w.frames[headroom:], p, &w.h, mtu, at)
+		n, next := packet.Fragment(frames[headroom:], p, &w.h, mtu, at)
 		if n == 0 {
 			return TooBig
 		}
-		w.frame.Encode(w.frames)
-		if r := w.send(peer, w.frames[:headroom+n]); r != Passed {
+		w.frame.Encode(frames[:])
+		if r := w.send(peer, frames[:headroom+n]); r != Passed {
 			return r
 		}
 		at = next

@@ -45,7 +45,6 @@ type worker struct {
 	// cost is what the last packet cost, in units of pace.
 	cost int
 
-	frames []byte                            // of one call of the socket's
 	answer [headroom + packet.MaxAnswer]byte // one answer, its packet behind the headroom
 	piece  [1][]byte
 }
