@@ -67,12 +67,12 @@ func (t *turn) leave() bool {
 }
 
 func (e *Egress) newLine(conn *netstack.Conn, sock *stream, done func(*line)) *line {
-	l := &line{e: e, conn: conn, sock: sock, done: done, open: 2}
-	sock.line.Store(l)
-	return l
+	return &line{e: e, conn: conn, sock: sock, done: done, open: 2}
 }
 
 // start carries from now on; what is there already first, in the caller's goroutine.
+// Before, the poller does not know the line: what it has to tell of the socket it tells
+// when the socket is watched anew.
 func (l *line) start() {
 	l.mu.Lock()
 	if l.ended {
@@ -82,6 +82,7 @@ func (l *line) start() {
 	l.outward.take() // whatever comes while it is made known is looked at below
 	l.stop = l.conn.Notify(l.said)
 	l.mu.Unlock()
+	l.sock.line.Store(l)
 	if err := l.sock.watch(); err != nil {
 		l.abort()
 		return
