@@ -140,14 +140,14 @@ func (l *life) keepLease(ctx context.Context) error {
 	defer fence.Stop()
 	renewed := make(chan error, 1)
 	next := l.d.cfg.Clock.Boot() // at once: the server must know this port
-	busy := false
+	busy, again := false, false  // again: what is to be published changed while the server was being told
 	failures := 0
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-l.renew:
-			next = 0
+			next, again = 0, busy
 		case err := <-renewed:
 			busy = false
 			switch {
@@ -161,6 +161,9 @@ func (l *life) keepLease(ctx context.Context) error {
 				failures = 0
 				held, _ := l.d.ledger.Lease()
 				next = l.d.cfg.Clock.Boot() + min(time.Duration(held.Seconds)*time.Second/3, l.d.cfg.renewAtMost())
+				if again {
+					next, again = 0, false
+				}
 			}
 		case <-fence.C:
 		}
