@@ -60,7 +60,7 @@ func TestSecurityGroupRefusalsNameTheFault(t *testing.T) {
 		{"an empty space", `{"name":"a","running_space_guids":["s",""]}`, `running_space_guids[1]: "" is empty or no text`},
 		{"an empty staging space", `{"name":"a","staging_space_guids":[""]}`, `staging_space_guids[0]: "" is empty or no text`},
 		{"one bad rule of three", `{"name":"a","rules":[` + good + `,{"protocol":"udp","destination":"10.0.0.300","ports":"53"},` + good + `]}`,
-			`rules[1]: destination "10.0.0.300": "10.0.0.300" is not an IPv4 address, a CIDR or a range, without blanks`},
+			`rules[1]: destination "10.0.0.300": "10.0.0.300" is not an IPv4 or IPv6 address, a CIDR or a range, without blanks, zones and IPv4 mapped into IPv6`},
 		{"icmp without a code", `{"name":"a","rules":[{"protocol":"icmp","destination":"10.0.0.1","type":8}]}`,
 			"rules[0]: code: is missing, and protocol icmp needs it (-1 is any)"},
 	} {
