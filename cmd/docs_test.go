@@ -11,6 +11,7 @@ import (
 
 var (
 	testFunc = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark)\w*)\(`)
+	conflict = regexp.MustCompile(`(?m)^(?:<<<<<<<|>>>>>>>) .*`)
 	codeSpan = regexp.MustCompile("`([^`]+)`")
 	testName = regexp.MustCompile(`\b(?:Test|Fuzz|Benchmark)[A-Z]\w*…?`)
 	inFolder = regexp.MustCompile(`^((?:cmd|overlay|policy|cni|tlsproxy)[\w/-]*):\s+((?:Test|Fuzz|Benchmark)\w+)`)
@@ -19,7 +20,7 @@ var (
 
 // TestDocsNameWhatIsThere: a test that a page names as the proof of a sentence is
 // one of the project's, in the package that the page says; and a page that another
-// leads to is there.
+// leads to is there. No page has the marks of a conflict.
 func TestDocsNameWhatIsThere(t *testing.T) {
 	const root = ".."
 	tests := map[string]map[string]bool{} // where each name is
@@ -67,6 +68,9 @@ func TestDocsNameWhatIsThere(t *testing.T) {
 		text, err := os.ReadFile(page)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if m := conflict.Find(text); m != nil {
+			t.Errorf("%s has both sides of a conflict: %q", page, m)
 		}
 		for _, span := range codeSpan.FindAllStringSubmatch(string(text), -1) {
 			for _, name := range testName.FindAllString(span[1], -1) {
