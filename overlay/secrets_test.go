@@ -180,6 +180,26 @@ func TestPostQuantumWithOneSideOnly(t *testing.T) {
 	}
 }
 
+// Nor does anything pass in the clear, with a peer that has no tunnel at all.
+func TestPostQuantumRequiredIsNeverPlain(t *testing.T) {
+	p := newPlane(t)
+	one, _ := p.quantum("one", "127.0.0.1", PostQuantumRequired)
+	two := p.cell("two", "127.0.0.2", func(c *Config) { c.Mode = api.ModeVXLAN })
+	p.allow(tcp("web", "db", 5432), tcp("db", "web", 80))
+	web, db := one.attach("web-1", "web", control.LifelineNone), two.attach("db-1", "db", control.LifelineNone)
+	db.listen(5432)
+	web.listen(80)
+	one.untilStatus("says who has none", func(s control.Status) bool { return slices.Contains(s.NoSecret, "two") })
+	if c, err := web.dial(db, 5432, time.Second); err == nil {
+		_ = c.Close()
+		t.Error("a connection in the clear where a secret is required")
+	}
+	if c, err := db.dial(web, 80, time.Second); err == nil {
+		_ = c.Close()
+		t.Error("a connection in the clear to where a secret is required")
+	}
+}
+
 // A peer that has it no more is not gone along with in silence, and not at all where
 // it is required.
 func TestPostQuantumIsNotTakenBackInSilence(t *testing.T) {

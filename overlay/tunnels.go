@@ -153,9 +153,10 @@ type sessions interface {
 }
 
 // mode is how frames travel between this cell and a peer: inside a tunnel where
-// both have it. A cell of mode vxlan has no key that a peer could know.
+// both have it. A cell of mode vxlan has no key that a peer could know. Where a
+// post-quantum secret is required, with a peer without a tunnel none travels.
 func (t *tunnels) mode(p api.Peer) fib.Mode {
-	if t.sessions != nil && p.Mode == api.ModeWireGuard {
+	if t.sessions != nil && (p.Mode == api.ModeWireGuard || t.secrets != nil && t.secrets.mode == PostQuantumRequired) {
 		return fib.WireGuard
 	}
 	return fib.VXLAN
