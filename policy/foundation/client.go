@@ -26,6 +26,7 @@ type Client struct {
 	leases   *peer
 	epoch    api.Epoch
 	poll     chan struct{} // capacity 1: ask for policies now
+	listed   chan struct{} // closed by the first list of endpoints
 
 	mu       sync.Mutex            // guards the fields below
 	subnet   netip.Prefix          // of the last lease
@@ -46,7 +47,7 @@ func New(o Options) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{opt: o, pool: pool, log: o.Log, epoch: api.Epoch("foundation-" + rand.Text()),
-		poll: make(chan struct{}, 1), hosts: map[policy.AppID]bool{}, changed: make(chan struct{})}
+		poll: make(chan struct{}, 1), listed: make(chan struct{}), hosts: map[policy.AppID]bool{}, changed: make(chan struct{})}
 	if c.policies, err = newPeer("policy server", o.Policies, &c.opt); err != nil {
 		return nil, err
 	}
@@ -86,7 +87,7 @@ func (c *Client) Connection() (connected bool, changed <-chan struct{}) {
 // SetEndpoints takes the cell's whole list of endpoints, which nobody else is
 // told: it decides whose policies are asked for. The answer's revision is in force
 // when those of all its apps are; where an app is new, that is after a round of
-// requests that begins at once.
+// requests that begins at once. Watch waits for the first list.
 func (c *Client) SetEndpoints(_ context.Context, r api.EndpointsRequest) (api.EndpointsResponse, error) {
 	answer := api.EndpointsResponse{Epoch: c.epoch, Apps: map[string]policy.AppID{}, Refused: map[string]string{}}
 	hosts, asked := map[policy.AppID]bool{}, map[string]bool{}
@@ -104,6 +105,11 @@ func (c *Client) SetEndpoints(_ context.Context, r api.EndpointsRequest) (api.En
 	ids := slices.Sorted(maps.Keys(asked))
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	select {
+	case <-c.listed:
+	default:
+		defer close(c.listed)
+	}
 	if !slices.Equal(ids, c.ids) {
 		c.ids, c.hosts = ids, hosts
 		c.revision++ // of the snapshot that is due now

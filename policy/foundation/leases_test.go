@@ -82,6 +82,7 @@ func TestLeaseLost(t *testing.T) {
 		if again := r.leased(got); again != got {
 			t.Errorf("%+v, want it renewed: %+v", again, got)
 		}
+		r.hosts()
 		r.watch()
 		r.until("no peer", func(s *api.Snapshot) bool { return len(s.Peers) == 0 })
 	})

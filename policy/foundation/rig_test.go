@@ -32,7 +32,8 @@ type rig struct {
 	client *foundation.Client
 	lists  uint64
 
-	mu      sync.Mutex // guards the fields below
+	mu      sync.Mutex    // guards the fields below
+	begun   *api.Snapshot // the first
 	state   *api.Snapshot
 	at      api.Revision // of the last event
 	events  int
@@ -80,6 +81,9 @@ func (r *rig) take(_ context.Context, e api.Event) error {
 	switch {
 	case e.Snapshot != nil:
 		r.state, r.at = e.Snapshot, e.Snapshot.Revision
+		if r.begun == nil {
+			r.begun = r.state
+		}
 		if e.Snapshot.Floor != r.at {
 			r.Errorf("floor %d at revision %d", e.Snapshot.Floor, r.at)
 		}

@@ -13,12 +13,21 @@ import (
 // What they say is given to handle: a snapshot first, and whenever something is
 // another; in between, a heartbeat for each time that the policy server has
 // answered. One Watch at a time.
+//
+// It asks nothing before the first list of endpoints is there: a daemon that takes
+// its containers back would put a table without their policies in force, and refuse
+// what they have open.
 func (c *Client) Watch(ctx context.Context, handle client.Handler) error {
 	w := &watch{c: c, handle: handle, told: map[string]string{}}
 	leases, policies := time.NewTicker(c.opt.PollLeases), time.NewTicker(c.opt.PollPolicies)
 	defer leases.Stop()
 	defer policies.Stop()
 	defer c.setStatus(func(s *client.Status) { s.Connected = false })
+	select {
+	case <-c.listed:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	w.askLeases(ctx)
 	w.askPolicies(ctx)
 	for {

@@ -1,6 +1,7 @@
 package foundation_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -111,6 +112,25 @@ func TestNothingBeforeBothHaveAnswered(t *testing.T) {
 			r.connected(true)
 		})
 	}
+}
+
+// A daemon that takes its containers back watches before it has said which they are.
+// Nothing is asked until then, so that what it is told first has their policies.
+func TestNothingBeforeTheFirstList(t *testing.T) {
+	r := newRig(t, nil)
+	r.Policies.Allow(tcp("web", "db", 8080))
+	r.watch()
+	asked, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if err := r.Leases.Until(asked, "GET /leases"); err == nil || r.said() != nil {
+		t.Errorf("without a list the servers are asked, and said %+v", r.said())
+	}
+	r.hosts("web")
+	r.until("something is said", func(*api.Snapshot) bool { return true })
+	if r.mu.Lock(); !has(r.begun, tcp("web", "db", 8080)) {
+		t.Errorf("the first that is said is %+v", r.begun)
+	}
+	r.mu.Unlock()
 }
 
 // Whatever fails, and however, what is known stays known; and what has changed
@@ -256,6 +276,7 @@ func TestLeasesThatCannotBe(t *testing.T) {
 	r.Leases.Put(wrong) // another's hardware address
 	r.Leases.Put(good)
 	r.Leases.Put(foundationtest.Entry("192.0.2.5", netip.MustParsePrefix("10.255.0.9/32"))) // a router's
+	r.hosts()
 	r.watch()
 	r.until("two peers", func(s *api.Snapshot) bool { return len(s.Peers) > 0 })
 	if s := r.said(); len(s.Peers) != 2 || s.Peers[0].Subnet != subnet2 || s.Peers[1].Subnet != netip.MustParsePrefix("10.255.0.9/32") {
