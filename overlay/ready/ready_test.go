@@ -209,6 +209,57 @@ func testSeatOfAReaderThatEnded(t *testing.T, free func(*Source)) {
 	s.allFree(t, 1, 0)
 }
 
+// A seated reader lets others run once before it waits, and tries again.
+func TestOthersAreLetRunOnce(t *testing.T) {
+	s := newSet(t, 1, 0)
+	s.patience = time.Hour
+	p := newPipe(t, s, false)
+	yields := 0
+	s.yield = func() {
+		if yields++; p.tries != 1 {
+			t.Errorf("after %d tries", p.tries)
+		}
+		p.write(t, 7)
+	}
+	for range 3 {
+		p.tries = 0
+		if err := p.source.Read(p.try); err != nil || p.tries != 2 || p.buf[0] != 7 {
+			t.Fatalf("read %q in %d tries: %v", p.buf[:p.n], p.tries, err)
+		}
+	}
+	if yields != 3 {
+		t.Errorf("let others run %d times in 3 reads", yields)
+	}
+	// What comes only later is waited for in the kernel.
+	p.tries = 0
+	s.yield = func() { go p.write(t, 8) }
+	if err := p.source.Read(p.try); err != nil || p.buf[0] != 8 {
+		t.Errorf("read %q: %v", p.buf[:p.n], err)
+	}
+}
+
+// Whoever keeps a reader off the processor for long is not let run again soon.
+func TestGrudge(t *testing.T) {
+	s := newSet(t, 1, 0)
+	yields := 0
+	long := courtesy + time.Millisecond
+	s.yield = func() {
+		yields++
+		for begun := time.Now(); time.Since(begun) < long; {
+		}
+	}
+	if !s.letRun() || s.letRun() || yields != 1 {
+		t.Errorf("let others run %d times, want once", yields)
+	}
+	if until := time.Duration(s.grudge.Load()); until < grudge || until > time.Since(s.begun)+grudge {
+		t.Errorf("bears a grudge until %v", until)
+	}
+	s.grudge.Store(0) // it is over
+	if !s.letRun() || yields != 2 {
+		t.Errorf("let others run %d times, want twice", yields)
+	}
+}
+
 // A reader in a seat waits in the kernel: what is there is read by two calls, and
 // nothing is allocated.
 func TestReadDoesNotAllocate(t *testing.T) {

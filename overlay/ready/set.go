@@ -22,6 +22,10 @@ type Set struct {
 	free [2]atomic.Int32 // seats for all, and reserved ones
 
 	patience time.Duration // Patience, but in a test
+	yield    func()        // yield, but in a test
+
+	begun  time.Time
+	grudge atomic.Int64 // till when others are not let run, in ns since begun
 
 	mu      sync.Mutex // guards sources
 	sources map[int32]*Source
@@ -40,7 +44,7 @@ func New(seats, reserved int) (*Set, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("wait for descriptors: %w", err)
 	}
-	s := &Set{ep: os.NewFile(uintptr(fd), "epoll"), patience: Patience, sources: make(map[int32]*Source), done: make(chan struct{})}
+	s := &Set{ep: os.NewFile(uintptr(fd), "epoll"), patience: Patience, yield: yield, begun: time.Now(), sources: make(map[int32]*Source), done: make(chan struct{})}
 	s.free[0].Store(int32(seats))
 	s.free[1].Store(int32(reserved))
 	if s.raw, err = s.ep.SyscallConn(); err != nil {

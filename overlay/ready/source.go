@@ -13,6 +13,19 @@ import (
 // Patience is how long a seated reader waits before it leaves its seat.
 const Patience = 4 * time.Millisecond
 
+// A seated reader that has read all there was lets others run before it waits: where
+// the processors are busy, whoever fills the descriptor then goes on and is not
+// preempted by a wake-up for each thing it writes; where they are idle, it costs a
+// system call, and saves two if more came meanwhile.
+//
+// Where others have work that never ends, they would run for milliseconds each time,
+// and a wake-up is what the reader needs. So when it was kept off the processor for
+// more than courtesy, nobody of the Set lets others run for the time of grudge.
+const (
+	courtesy = 500 * time.Microsecond
+	grudge   = time.Second
+)
+
 // Source is one descriptor of a Set.
 type Source struct {
 	set      *Set
@@ -77,6 +90,7 @@ func (c *Source) rouse() {
 // Read calls try until it returns true: whenever there may be something to read,
 // and at first. It returns ErrClosed when the Source is closed.
 func (c *Source) Read(try func() bool) error {
+	yielded := false
 	for !c.closed.Load() {
 		if try() {
 			if c.closed.Load() { // this may be the last call
@@ -85,6 +99,11 @@ func (c *Source) Read(try func() bool) error {
 			return nil
 		}
 		if c.sit() {
+			if !yielded {
+				if yielded = true; c.set.letRun() {
+					continue
+				}
+			}
 			if c.look() {
 				continue
 			}
@@ -115,6 +134,22 @@ func (c *Source) Leave() {
 		seat.Add(1)
 	}
 }
+
+// letRun lets others run, and reports that it did.
+func (s *Set) letRun() bool {
+	begun := time.Since(s.begun)
+	if begun < time.Duration(s.grudge.Load()) {
+		return false
+	}
+	s.yield()
+	if now := time.Since(s.begun); now-begun > courtesy {
+		s.grudge.Store(int64(now + grudge))
+	}
+	return true
+}
+
+// yield is sched_yield(2), without a word to Go's scheduler either.
+func yield() { _, _, _ = syscall.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
 
 // look waits in the kernel; false means that nothing came. The scheduler isn't told:
 // it would take the processor away and have another thread look for work.
