@@ -124,6 +124,33 @@ func TestStopFinishesWhatIsUnderWay(t *testing.T) {
 	}
 }
 
+// TestStopWaitsForNobodySilent stops a server to which clients have connected who have
+// not asked anything: it does not wait for them as long as for who has.
+func TestStopWaitsForNobodySilent(t *testing.T) {
+	w := start(t)
+	o := options(t, w)
+	o.Auth = w.auth
+	srv, err := server.New(t.Context(), o)
+	w.must(err)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- srv.Run(ctx) }()
+	w.base = "http://" + srv.Addresses().External
+	for _, at := range []string{srv.Addresses().External, srv.Addresses().Internal} {
+		c, err := net.Dial("tcp", at)
+		w.must(err)
+		defer c.Close()
+	}
+	// It is accepted behind them.
+	w.call("GET", policies, w.admin, "")
+	begun := time.Now()
+	stop()
+	w.must(<-done)
+	if took := time.Since(begun); took > 3*time.Second {
+		t.Errorf("it took %v to stop", took)
+	}
+}
+
 // TestLeaseExpires sees a lease end in time without anybody asking.
 func TestLeaseExpires(t *testing.T) {
 	s, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "short.db"), sqlite.Options{

@@ -266,6 +266,8 @@ func (s *Server) Run(ctx context.Context) error {
 
 // serve serves until ctx ends, then waits for the requests under way.
 func (t site) serve(ctx context.Context) error {
+	unused := &silent{conns: map[net.Conn]struct{}{}}
+	t.server.ConnState = unused.note
 	served := make(chan error, 1)
 	go func() {
 		if t.server.TLSConfig != nil {
@@ -281,6 +283,7 @@ func (t site) serve(ctx context.Context) error {
 	}
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
+	defer time.AfterFunc(silentGrace, unused.close).Stop()
 	if err := t.server.Shutdown(grace); err != nil {
 		// Whoever is still at it has had their time.
 		t.server.Close()
