@@ -204,9 +204,9 @@ func (l *Listener) connect(ended chan<- error, over chan<- struct{}) (*nats.Conn
 	}
 	itself.Store(conn)
 	for subject, handle := range map[string]nats.MsgHandler{
-		subjectRegister:   func(m *nats.Msg) { l.registers.Add(1); l.hear(m, true) },
-		subjectUnregister: func(m *nats.Msg) { l.unregisters.Add(1); l.hear(m, false) },
-		subjectGreet:      func(m *nats.Msg) { l.greets.Add(1); l.greet(m) },
+		subjectRegister:   func(m *nats.Msg) { l.hear(m, true); l.registers.Add(1) },
+		subjectUnregister: func(m *nats.Msg) { l.hear(m, false); l.unregisters.Add(1) },
+		subjectGreet:      func(m *nats.Msg) { l.greet(m); l.greets.Add(1) },
 	} {
 		if _, err := conn.Subscribe(subject, handle); err != nil {
 			conn.Close()
