@@ -98,7 +98,10 @@ func TestStrangersNeverMeet(t *testing.T) {
 	for _, other := range []*stranger{near, far} {
 		l, r := meet(t, left, other, short)
 		t.Logf("with policies: left %+v, right %+v", l, r)
-		if l.Datagrams == 0 || r.Datagrams == 0 || l.Connected == 0 || r.Connected == 0 {
+		// A TCP connection needs two SYNs that cross on their way, which across cells
+		// is a matter of luck.
+		connected := other == far || l.Connected > 0 && r.Connected > 0
+		if l.Datagrams == 0 || r.Datagrams == 0 || !connected {
 			t.Errorf("with policies the same attempts must succeed: left %+v, right %+v", l, r)
 		}
 	}
