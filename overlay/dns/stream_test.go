@@ -16,12 +16,13 @@ import (
 func dial(t *testing.T, r *Resolver) (c net.Conn, served chan struct{}) {
 	t.Helper()
 	c, end := net.Pipe()
-	served = make(chan struct{})
-	go func() { r.ServeConn(container, end); close(served) }()
-	t.Cleanup(func() { c.Close(); <-served })
+	// Before it is served, which may be for no time at all.
 	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
+	served = make(chan struct{})
+	go func() { r.ServeConn(container, end); close(served) }()
+	t.Cleanup(func() { c.Close(); <-served })
 	return c, served
 }
 
