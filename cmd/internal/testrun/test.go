@@ -81,6 +81,7 @@ func (r *report) end(key [2]string, e event) {
 	if e.Test == "" {
 		switch e.Action {
 		case "fail":
+			r.unended(e.Package)
 			fmt.Fprintf(r.out, "FAIL  %s (%.1f s)\n%s", e.Package, e.Elapsed, text)
 			if len(r.again[e.Package]) == 0 || raced(text) { // or it did not build, ran out of time, died
 				r.broken = append(r.broken, e.Package)
@@ -106,6 +107,17 @@ func (r *report) end(key [2]string, e event) {
 		r.skipped++
 		why := reason(text)
 		r.skips[why] = append(r.skips[why], e.Package+" "+e.Test)
+	}
+}
+
+// unended shows what the tests printed that a package's end found running: the panic
+// of a run that was out of time, or of a test, is part of their output.
+func (r *report) unended(pkg string) {
+	for _, key := range slices.SortedFunc(maps.Keys(r.output), func(a, b [2]string) int { return strings.Compare(a[1], b[1]) }) {
+		if key[0] == pkg && key[1] != "" {
+			fmt.Fprintf(r.out, "--- DID NOT END: %s %s\n%s", pkg, key[1], r.output[key])
+			delete(r.output, key)
+		}
 	}
 }
 

@@ -124,16 +124,20 @@ func TestReport(t *testing.T) {
 		{Action: "output", Package: "tulle/a", Test: "TestLacks", Output: "    a_test.go:9: needs root\n"},
 		{Action: "output", Package: "tulle/a", Test: "TestLacks", Output: "--- SKIP: TestLacks (0.00s)\n"},
 		{Action: "skip", Package: "tulle/a", Test: "TestLacks"},
+		{Action: "output", Package: "tulle/a", Test: "TestHangs", Output: "panic: test timed out after 20m0s\n"},
+		{Action: "output", Package: "tulle/b", Test: "TestRuns", Output: "chatter\n"},
 		{Action: "fail", Package: "tulle/a"},
+		{Action: "pass", Package: "tulle/b", Test: "TestRuns"},
 		{Action: "pass", Package: "tulle/b"},
 	} {
 		r.add(e)
 	}
 	r.printSkips()
-	if r.passed != 1 || r.failed != 1 || r.skipped != 1 {
+	if r.passed != 2 || r.failed != 1 || r.skipped != 1 {
 		t.Errorf("%d passed, %d failed, %d skipped", r.passed, r.failed, r.skipped)
 	}
 	for _, want := range []string{"--- FAIL: tulle/a TestBad", "got 1, want 2", "FAIL  tulle/a", "ok    tulle/b",
+		"--- DID NOT END: tulle/a TestHangs\npanic: test timed out",
 		"SKIPPED 1 tests: needs root\n        a TestLacks\n"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("does not say %q:\n%s", want, &out)
