@@ -1,12 +1,15 @@
 package runtimes
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"tulle/overlay/control"
 )
@@ -144,10 +147,15 @@ func freePort(t *testing.T) string {
 	return l.Addr().String()
 }
 
+// fetch is what a container's server says. A runtime is done when its command was
+// started, which may not listen yet: then the forward resets the connection.
 func fetch(t *testing.T, at string) string {
 	t.Helper()
 	client := http.Client{Timeout: patience}
 	answer, err := client.Get("http://" + at + "/")
+	for begun := time.Now(); errors.Is(err, syscall.ECONNRESET) && time.Since(begun) < patience; {
+		answer, err = client.Get("http://" + at + "/")
+	}
 	must(t, err)
 	defer answer.Body.Close()
 	b, err := io.ReadAll(answer.Body)
