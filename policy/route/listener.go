@@ -32,6 +32,7 @@ const (
 const (
 	flushTimeout  = 5 * time.Second
 	reconnectWait = time.Second
+	maxPending    = 1 << 16 // messages that wait; more are dropped, and told by NATS' error handler
 )
 
 // pruneThreshold is what the original tells emitters, whatever its own is.
@@ -150,10 +151,11 @@ func (l *Listener) Run(ctx context.Context) error {
 	}
 }
 
-// connect tells ended why the connection is over, and closes over when no handler of
-// it runs any more.
+// connect tells ended why the connection is over, and closes over when nothing of what
+// came over it is taken in any more.
 func (l *Listener) connect(ended chan<- error, over chan<- struct{}) (*nats.Conn, error) {
 	var itself atomic.Pointer[nats.Conn]
+	closed := make(chan struct{})
 	o := []nats.Option{
 		nats.Name("tulle-policy-server"),
 		// Whatever is wrong, a password too, can be mended at the other end.
@@ -189,7 +191,7 @@ func (l *Listener) connect(ended chan<- error, over chan<- struct{}) (*nats.Conn
 			case ended <- cmp.Or(c.LastError(), nats.ErrConnectionClosed):
 			default:
 			}
-			close(over) // the last of all callbacks
+			close(closed) // the last of all callbacks
 		}),
 	}
 	if l.opt.User != "" {
@@ -203,12 +205,22 @@ func (l *Listener) connect(ended chan<- error, over chan<- struct{}) (*nats.Conn
 		return nil, err
 	}
 	itself.Store(conn)
-	for subject, handle := range map[string]nats.MsgHandler{
-		subjectRegister:   func(m *nats.Msg) { l.hear(m, true); l.registers.Add(1) },
-		subjectUnregister: func(m *nats.Msg) { l.hear(m, false); l.unregisters.Add(1) },
-		subjectGreet:      func(m *nats.Msg) { l.greet(m); l.greets.Add(1) },
-	} {
-		if _, err := conn.Subscribe(subject, handle); err != nil {
+	// Subscriptions with handlers have a goroutine each; over one channel a name is
+	// unregistered after it was registered, as the emitter did it.
+	messages := make(chan *nats.Msg, maxPending)
+	go func() {
+		defer close(over)
+		for {
+			select {
+			case m := <-messages:
+				l.take(m)
+			case <-closed:
+				return
+			}
+		}
+	}()
+	for _, subject := range []string{subjectRegister, subjectUnregister, subjectGreet} {
+		if _, err := conn.ChanSubscribe(subject, messages); err != nil {
 			conn.Close()
 			return nil, fmt.Errorf("subscribe to %s: %w", subject, err)
 		}
@@ -279,6 +291,21 @@ func (l *Listener) greet(m *nats.Msg) {
 	}
 	if err := m.Respond(l.greeting()); err != nil {
 		l.opt.Log.Warn("NATS: a greeting is not answered", "error", err)
+	}
+}
+
+// take is a message's way in.
+func (l *Listener) take(m *nats.Msg) {
+	switch m.Subject {
+	case subjectRegister:
+		l.hear(m, true)
+		l.registers.Add(1)
+	case subjectUnregister:
+		l.hear(m, false)
+		l.unregisters.Add(1)
+	case subjectGreet:
+		l.greet(m)
+		l.greets.Add(1)
 	}
 }
 

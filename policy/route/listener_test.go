@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
@@ -355,6 +356,26 @@ func TestStoreThatFails(t *testing.T) {
 	r.until("heard", func() bool { return r.listener.Counts().Unregisters == 1 })
 	r.refuse.set(nil)
 	r.stored("after all", "a.apps.internal 10.255.1.1")
+}
+
+// A name that is unregistered right after it was registered is gone: the two come
+// under different subjects, in the emitter's order.
+func TestOrderOfSubjects(t *testing.T) {
+	r := newRig(t)
+	r.listen()
+	const n = 2000
+	for i := range n {
+		message := fmt.Appendf(nil, `{"host":"10.255.1.1","uris":["n%d.apps.internal"]}`, i)
+		for _, subject := range []string{subjectRegister, subjectUnregister} {
+			if err := r.emitter.Publish(subject, message); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	r.until("heard", func() bool { c := r.listener.Counts(); return c.Registers == n && c.Unregisters == n })
+	if left := r.listener.Counts().Routes; left != 0 {
+		t.Errorf("%d of %d names are left", left, n)
+	}
 }
 
 func TestListenerOptions(t *testing.T) {
