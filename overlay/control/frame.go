@@ -10,6 +10,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"tulle/overlay/ready"
 )
 
 // Limits of a message.
@@ -91,7 +93,8 @@ func ReadMessage(c *net.UnixConn, limit, maxFiles int, begun func()) (payload []
 }
 
 // parseRights turns control data into files; what it returns beside an error is
-// open as well.
+// open as well. Go's poller does not know of them: a holder that keeps a device, or
+// whoever passes one on, would be woken by each of its packets.
 func parseRights(oob []byte) ([]*os.File, error) {
 	if len(oob) == 0 {
 		return nil, nil
@@ -100,17 +103,26 @@ func parseRights(oob []byte) ([]*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("control message: %w", err)
 	}
-	var files []*os.File
+	var (
+		files  []*os.File
+		failed error
+	)
 	for i := range cmsgs {
 		fds, err := unix.ParseUnixRights(&cmsgs[i])
 		if err != nil {
 			continue // credentials or the like: nothing to close
 		}
 		for _, fd := range fds {
-			files = append(files, os.NewFile(uintptr(fd), "received"))
+			f, err := ready.Duplicate(uintptr(fd), "received")
+			_ = unix.Close(fd)
+			if err != nil {
+				failed = errors.Join(failed, err)
+				continue
+			}
+			files = append(files, f)
 		}
 	}
-	return files, nil
+	return files, failed
 }
 
 // WriteMessage sends payload with files beside its first byte. The files stay
