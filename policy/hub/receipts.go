@@ -47,6 +47,7 @@ type receipt struct {
 	begun bool                // the hub has come to the revision: cells and left are known
 	cells map[string]struct{} // that count
 	left  map[string]struct{} // of them, that have not reached the revision
+	next  string              // of those, the one that turns silent next when the waiting began
 }
 
 // Enforced waits until the revision is in force on every cell that counts and is
@@ -106,7 +107,7 @@ func (h *Hub) settled(r *receipt) (begun, done bool, next time.Duration) {
 		}
 		done = false
 		if left := h.opt.SilentAfter - quiet; next == 0 || left < next {
-			next = left
+			next, r.next = left, name
 		}
 	}
 	return true, done, next
@@ -204,7 +205,8 @@ func (h *Hub) settleLocked(name string) {
 	for r := range h.receipts {
 		if _, waits := r.left[name]; waits && h.passedLocked(name, r.ask.Revision) {
 			delete(r.left, name)
-			if len(r.left) == 0 {
+			// Without that one all that are left may be silent.
+			if len(r.left) == 0 || name == r.next {
 				r.wake()
 			}
 		}

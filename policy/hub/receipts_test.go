@@ -3,6 +3,7 @@ package hub
 import (
 	"context"
 	"errors"
+	"runtime"
 	"testing"
 	"time"
 
@@ -58,6 +59,24 @@ func (a asked) want(what string, want Receipt) {
 		}
 	case <-time.After(20 * time.Second):
 		a.b.Fatalf("%s: no answer", what)
+	}
+}
+
+// waitsFor returns when a receipt waits until the cell turns silent.
+func (b *bench) waitsFor(cell string) {
+	b.Helper()
+	for begun := time.Now(); ; runtime.Gosched() {
+		b.h.mu.Lock()
+		for r := range b.h.receipts {
+			if r.next == cell {
+				b.h.mu.Unlock()
+				return
+			}
+		}
+		b.h.mu.Unlock()
+		if time.Since(begun) > 10*time.Second {
+			b.Fatalf("no receipt waits for %s", cell)
+		}
 	}
 }
 
@@ -139,6 +158,7 @@ func TestReceiptNamesTheSilentAndWaitsForTheRest(t *testing.T) {
 	b.clock.advance(3 * time.Minute)
 	b.h.Seen("b")
 	q := b.ask(Question{Revision: rev}, time.Hour)
+	b.waitsFor("b")
 	q.waits("b speaks")
 	b.ack("b", rev)
 	q.want("with c silent", Receipt{Revision: rev, Cells: 3, Reached: 2, Silent: []SilentCell{{"c", started}}})
