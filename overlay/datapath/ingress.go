@@ -3,6 +3,7 @@ package datapath
 import (
 	"errors"
 	"net/netip"
+	"time"
 
 	"tulle/overlay/fib"
 	"tulle/overlay/flow"
@@ -50,15 +51,31 @@ func newIngress(p *Path, mode fib.Mode) *ingress {
 	return w
 }
 
-// run receives until the socket is closed.
+// How long the reader waits after an error of the socket: the first time, and at most.
+const (
+	retryFirst = time.Millisecond
+	retryMost  = time.Second
+)
+
+// run receives until the socket is closed. Nobody else reads it: whatever else the
+// kernel says (it is out of memory; somebody aborted the socket) may pass.
 func (w *ingress) run() {
+	retry := retryFirst
 	for {
 		n, err := w.p.conn.Receive(w.batch[:w.ask])
-		if err != nil {
-			if !errors.Is(err, udp.ErrClosed) {
-				w.p.log.Error("tunnel socket cannot be read any more", "error", err)
-			}
+		switch {
+		case err == nil:
+			retry = retryFirst
+		case errors.Is(err, udp.ErrClosed):
 			return
+		default:
+			w.p.log.Error("tunnel socket cannot be read; it is tried again", "error", err, "after", retry)
+			select {
+			case <-time.After(retry):
+			case <-w.p.stop:
+			}
+			retry = min(2*retry, retryMost)
+			continue
 		}
 		w.ask = askAfter(w.batch[:n], w.ask)
 		w.receive(w.batch[:n])
