@@ -17,6 +17,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"tulle/cni"
 	"tulle/cni/internal/cnitest"
@@ -115,6 +116,27 @@ func TestErrors(t *testing.T) {
 			nothingLeft(t, n, c)
 		})
 	}
+}
+
+// TestSocketOfAnotherUser: trying again would not help, so it is not said.
+func TestSocketOfAnotherUser(t *testing.T) {
+	c := cnitest.New(t)
+	must(t, os.Chmod(c.Socket, 0))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if os.Getuid() == 0 { // the thread opens files as an ordinary user, and ends with its goroutine
+			runtime.LockOSThread()
+			if _, err := unix.SetfsuidRetUid(65534); err != nil {
+				t.Error(err)
+			}
+		}
+		out, code := call(env("GC", "", "", ""), conf("1.1.0", c.Socket))
+		if want := fmt.Sprintf(`"code":%d`, cni.CodeNotAllowed); code != 1 || !strings.Contains(out, want) || !strings.Contains(out, "run as the daemon's user") {
+			t.Errorf("exit status %d: %s; want %s", code, out, want)
+		}
+	}()
+	<-done
 }
 
 // TestFailureAfterTheAttachLeavesNothing: an address that the device cannot

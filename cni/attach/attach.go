@@ -30,7 +30,7 @@ var (
 	// ErrNamespace: the container's network namespace is not there, or not one.
 	ErrNamespace = errors.New("network namespace of the container")
 	// ErrNoDaemon: nobody answers on the cell daemon's socket.
-	ErrNoDaemon = errors.New("no cell daemon")
+	ErrNoDaemon = errors.New("ask the cell daemon")
 	// ErrDiffers: the container is not as Add left it.
 	ErrDiffers = errors.New("not as it was made")
 	// ErrUnknown: the cell has no such container.
@@ -258,8 +258,11 @@ func Available(ctx context.Context, socket string) error {
 
 func dial(socket string) (*control.Client, error) {
 	client, err := control.Dial(socket)
-	if err != nil {
-		return nil, fmt.Errorf("%w on %s: start tulle-celld, or name its socket in the network configuration: %w", ErrNoDaemon, socket, err)
+	switch {
+	case errors.Is(err, unix.EACCES): // trying again would not help
+		return nil, control.Errorf(control.CodeNotAllowed, "%v", err)
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", ErrNoDaemon, err)
 	}
 	return client, nil
 }

@@ -11,17 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// explainDial says what keeps us from the daemon.
-func explainDial(socket string, err error) error {
-	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
-		return fmt.Errorf("no cell daemon listens on %s: start tulle-celld, or name its socket: %w", socket, err)
-	case errors.Is(err, unix.EACCES):
-		return fmt.Errorf("uid %d may not open %s: run as the daemon's user, or have its operator open the socket to you: %w", os.Geteuid(), socket, err)
-	}
-	return err
-}
-
 // restrictions are the switches by which hosts refuse user namespaces, below
 // /proc/sys.
 var restrictions = []struct{ path, bad, why, mend string }{

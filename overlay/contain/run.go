@@ -114,7 +114,7 @@ func Run(ctx context.Context, o Options) (status int, err error) {
 	}
 	client, err := control.Dial(o.Socket)
 	if err != nil {
-		return StatusOwn, explainDial(o.Socket, err)
+		return StatusOwn, err
 	}
 	s := &supervisor{o: &o, who: who}
 	return s.run(ctx, client)

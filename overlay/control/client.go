@@ -10,6 +10,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"tulle/overlay/mint"
 )
 
@@ -26,11 +28,23 @@ type Client struct {
 func Dial(path string) (*Client, error) {
 	c, err := net.Dial("unix", path)
 	if err != nil {
-		return nil, fmt.Errorf("connect to the cell daemon: %w", err)
+		return nil, explainDial(path, err)
 	}
 	cl := &Client{c: c.(*net.UnixConn), answers: make(chan received, 1), done: make(chan struct{})}
 	go cl.read()
 	return cl, nil
+}
+
+// explainDial says what keeps us from the daemon.
+func explainDial(path string, err error) error {
+	err = fmt.Errorf("connect to the cell daemon: %w", err)
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
+		return fmt.Errorf("no cell daemon listens on %s: start tulle-celld, or name its socket: %w", path, err)
+	case errors.Is(err, unix.EACCES):
+		return fmt.Errorf("uid %d may not open %s: run as the daemon's user, or have its operator open the socket to you: %w", os.Geteuid(), path, err)
+	}
+	return err
 }
 
 // read watches for the connection's end also while nobody asks anything.

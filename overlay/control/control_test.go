@@ -11,7 +11,9 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -369,6 +371,47 @@ func TestGarbageLeavesNothing(t *testing.T) {
 	if after := openFiles(t); after != before-1 { // less the listener
 		t.Errorf("%d descriptors open, want %d", after, before-1)
 	}
+}
+
+func TestDialSaysWhatKeepsUs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "celld.sock")
+	nobody := func() {
+		t.Helper()
+		_, err := Dial(path)
+		if want := "no cell daemon listens on " + path + ": start tulle-celld, or name its socket"; err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v; want %q", err, want)
+		}
+	}
+	nobody()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	t.Cleanup(func() { _ = l.Close() })
+	if err := os.Chmod(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if os.Getuid() == 0 { // the thread opens files as an ordinary user, and ends with its goroutine
+			runtime.LockOSThread()
+			if _, err := unix.SetfsuidRetUid(65534); err != nil {
+				t.Error(err)
+			}
+		}
+		_, err := Dial(path)
+		if want := "may not open " + path + ": run as the daemon's user, or have its operator open the socket to you"; err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("another's socket: %v; want %q", err, want)
+		}
+	}()
+	<-done
+	_ = l.Close()
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	nobody() // the socket is there, its daemon has gone
 }
 
 func TestUnknownUIDMayNothing(t *testing.T) {
