@@ -1,6 +1,7 @@
 // Command tulle-celld is the cell daemon: it moves packets between this host's
 // containers and those of other cells, as far as policies allow. It needs no
-// privilege and gives up what it has before it reads anything.
+// privilege and gives up what it has before it reads anything; a command that asks
+// a running daemon keeps it, to open its socket.
 //
 // main maps an error to an exit code; run is the whole program over its
 // arguments and streams. The commands: the daemon (the default), join, status, list,
@@ -13,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -39,9 +41,11 @@ import (
 const garbage = 60
 
 func main() {
-	if err := harden(); err != nil {
-		fmt.Fprintf(os.Stderr, "tulle-celld: %v\n", err)
-		os.Exit(1)
+	if !asks(os.Args[1:]) {
+		if err := harden(); err != nil {
+			fmt.Fprintf(os.Stderr, "tulle-celld: %v\n", err)
+			os.Exit(1)
+		}
 	}
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(garbage)
@@ -62,12 +66,25 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
+	if errors.Is(err, fs.ErrPermission) && os.Geteuid() == 0 && !asks(args) {
+		err = fmt.Errorf("%w; tulle-celld gives up root's rights over other users' files: run it as the one whose this is", err)
+	}
 	fmt.Fprintf(stderr, "tulle-celld: %v\n", err)
 	if errors.As(err, new(*usageError)) {
 		return 2
 	}
 	return 1
 }
+
+// asks tells a command that only asks a running daemon. Without root's rights root
+// could not open the socket of another user's daemon, which serves root.
+func asks(args []string) bool {
+	c, _, err := command().Find(args)
+	return err == nil && c.Annotations[asking] != ""
+}
+
+// asking annotates what asks a running daemon.
+const asking = "asking"
 
 // usageError is a command line that makes no sense.
 type usageError struct{ error }
@@ -209,6 +226,7 @@ func asker(config *string, c *cobra.Command, ask func(context.Context, *control.
 func following(config *string, c *cobra.Command, ask func(context.Context, *control.Client, io.Writer, bool) error) *cobra.Command {
 	var socket, output string
 	c.Args = exactly(0)
+	c.Annotations = map[string]string{asking: "yes"}
 	c.Flags().StringVar(&socket, "socket", "", "the daemon's socket (default: that of --config, else the usual one)")
 	c.Flags().StringVar(&output, "output", "text", "text or json")
 	c.RunE = func(c *cobra.Command, _ []string) error {

@@ -244,6 +244,73 @@ func TestKill9(t *testing.T) {
 	}
 }
 
+// Root asks another user's daemon, whose socket only root's rights open.
+func TestRootAsksAnotherUsersDaemon(t *testing.T) {
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "celld.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	if os.Getuid() == 0 {
+		for _, path := range []string{socket, dir} {
+			if err := os.Chown(path, 65534, 65534); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chmod(path, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	opened := make(chan struct{}, 1)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			opened <- struct{}{}
+			_ = c.Close()
+		}
+	}()
+	for _, command := range []string{"status", "list", "rotate-key", "traffic-log"} {
+		cmd := exec.Command(os.Args[0], command, "--socket", socket)
+		cmd.Env = append(os.Environ(), programEnv+"=1")
+		out, err := cmd.CombinedOutput()
+		if err == nil {
+			t.Errorf("%s: a daemon that says nothing was believed", command)
+		}
+		select {
+		case <-opened:
+		default:
+			t.Errorf("%s did not open the socket: %s", command, out)
+		}
+	}
+	if os.Getuid() != 0 {
+		return
+	}
+	// What is no asker has no such right, and says why.
+	cmd := exec.Command(os.Args[0], "release", "--config", filepath.Join(dir, "celld.yaml"))
+	cmd.Env = append(os.Environ(), programEnv+"=1")
+	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "permission denied; tulle-celld gives up root's rights") {
+		t.Errorf("release: %v, %s", err, out)
+	}
+}
+
+// What does not ask a daemon gives up root's rights before it reads anything.
+func TestOnlyAskersKeepTheirRights(t *testing.T) {
+	for line, want := range map[string]bool{
+		"status": true, "--config celld.yaml list": true, "rotate-key --socket status": true, "traffic-log c2c=on": true,
+		"": false, "--config status": false, "--config=status": false, "explode": false, "holder status": false,
+		"join --token status --out list": false, "release --config status": false, "version": false,
+	} {
+		if got := asks(strings.Fields(line)); got != want {
+			t.Errorf("asks(%q) = %v", line, got)
+		}
+	}
+}
+
 func TestCommandLine(t *testing.T) {
 	cases := []struct {
 		name string
@@ -255,7 +322,7 @@ func TestCommandLine(t *testing.T) {
 		{"unknown flag", []string{"--explode"}, 2, "explode"},
 		{"unknown command", []string{"explode"}, 2, "explode"},
 		{"no file", []string{"--config", "/nonexistent/celld.yaml"}, 1, "/nonexistent/celld.yaml"},
-		{"nobody there", []string{"status", "--socket", "/nonexistent/celld.sock"}, 1, "connect to the cell daemon"},
+		{"nobody there", []string{"status", "--socket", "/nonexistent/celld.sock"}, 1, "no cell daemon listens on /nonexistent/celld.sock: start tulle-celld, or name its socket"},
 		{"output", []string{"list", "--output", "xml"}, 2, "xml"},
 		{"version", []string{"version"}, 0, ""},
 	}
