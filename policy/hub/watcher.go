@@ -8,13 +8,14 @@ import (
 
 	"tulle/policy"
 	"tulle/policy/api"
+	"tulle/policy/store"
 )
 
 // Why a watch ended.
 var (
 	ErrClosed     = errors.New("the watch hub is closed")
 	ErrSuperseded = errors.New("the cell opened another watch")
-	ErrRevoked    = errors.New("the cell's credential was revoked")
+	ErrRevoked    = store.ErrRevoked
 )
 
 // Watcher is one cell's open watch. One goroutine at a time may call Next.

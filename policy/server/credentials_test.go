@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"bytes"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -213,6 +215,65 @@ func TestRevocation(t *testing.T) {
 	if again.lease.Subnet != a.lease.Subnet || again.lease.Generation <= a.lease.Generation {
 		t.Errorf("the new cell has %+v, the old one had %+v", again.lease, a.lease)
 	}
+}
+
+// TestRevokedInTheMiddleOfARequest: who was let in before the revocation, and is
+// slow to say what they want, gets neither a new credential nor the lease back.
+func TestRevokedInTheMiddleOfARequest(t *testing.T) {
+	r := newCellsRig(t)
+	_, request, err := ca.NewRequest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		method, what string
+		body         any
+	}{
+		{"POST", "credential", api.Renewal{Request: string(request)}},
+		{"PUT", "lease", leaseRequest},
+	} {
+		name := "cell-of-a-" + c.what
+		cell := r.cell(name, "*")
+		r.put(cell, cellPath+name+"/lease", leaseRequest, &api.Lease{})
+		body, err := json.Marshal(c.body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ask, err := http.NewRequestWithContext(t.Context(), c.method, r.url+cellPath+name+"/"+c.what, &lateBody{Reader: bytes.NewReader(body), first: func() {
+			if _, err := r.store.RevokeCell(t.Context(), name); err != nil {
+				t.Error(err)
+			}
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The body is asked for once the cell is let in.
+		ask.Header.Set("Expect", "100-continue")
+		cell.Transport.(*http.Transport).ExpectContinueTimeout = time.Minute
+		got, err := cell.Do(ask)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := string(bodyOf(t, got)); got.StatusCode != 403 || !strings.Contains(text, "the cell's credential was revoked on ") {
+			t.Errorf("%s: %d %s", c.what, got.StatusCode, text)
+		}
+		cells, err := r.store.Cells(t.Context())
+		if err != nil || len(cells) != 0 {
+			t.Errorf("%s: leases of %v, %v", c.what, cells, err)
+		}
+	}
+}
+
+// lateBody does something before it gives anything.
+type lateBody struct {
+	io.Reader
+	first func()
+	once  sync.Once
+}
+
+func (b *lateBody) Read(p []byte) (int, error) {
+	b.once.Do(b.first)
+	return b.Reader.Read(p)
 }
 
 // TestRevokedWhileTheServerWasDown: a server that starts knows what was revoked.

@@ -205,7 +205,7 @@ func (in *Internal) ofCell(handle cellHandler) http.HandlerFunc {
 		case named && name != cell.Name:
 			err = forbidden("the certificate is of cell " + cell.Name + ", not of " + name)
 		default:
-			ctx := store.WithActor(r.Context(), store.Actor{Who: "cell " + cell.Name, From: from(r)})
+			ctx := store.WithActor(r.Context(), store.Actor{Who: "cell " + cell.Name, From: from(r), Cell: cell.Name, Issued: cell.Issued})
 			err = handle(w, r.WithContext(ctx), cell)
 		}
 		if err != nil {
@@ -221,11 +221,11 @@ func (in *Internal) ofReader(handle cellHandler) http.HandlerFunc {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		client, err := in.client(r)
 		if err == nil {
-			who := "cell " + client.Name
+			who := store.Actor{Who: "cell " + client.Name, From: from(r), Cell: client.Name, Issued: client.Issued}
 			if client.Role != ca.RoleCell {
-				who = string(client.Role) + " " + client.Name
+				who = store.Actor{Who: string(client.Role) + " " + client.Name, From: from(r)}
 			}
-			err = handle(w, r.WithContext(store.WithActor(r.Context(), store.Actor{Who: who, From: from(r)})), client)
+			err = handle(w, r.WithContext(store.WithActor(r.Context(), who)), client)
 		}
 		if err != nil {
 			in.refuse(w, r, client, err)
@@ -297,6 +297,7 @@ func (in *Internal) refuse(w http.ResponseWriter, r *http.Request, cell ca.Peer,
 			store.ErrAway:     http.StatusServiceUnavailable,
 			store.ErrFull:     http.StatusServiceUnavailable,
 			store.ErrCorrupt:  http.StatusServiceUnavailable,
+			store.ErrRevoked:  http.StatusForbidden,
 			hub.ErrEpoch:      http.StatusConflict,
 			hub.ErrFuture:     http.StatusConflict,
 		} {

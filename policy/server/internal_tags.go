@@ -33,6 +33,9 @@ func (in *Internal) putTag(w http.ResponseWriter, r *http.Request, client ca.Pee
 	if errors.Is(err, store.ErrTagsExhausted) {
 		return &httpStatus{code: http.StatusInternalServerError, text: "database create failed: " + exhaustedText(err)}
 	}
+	if errors.Is(err, store.ErrRevoked) {
+		return err
+	}
 	if err != nil {
 		return &httpStatus{code: http.StatusInternalServerError, text: "database create failed", cause: err}
 	}

@@ -54,7 +54,7 @@ func newCellsRig(t *testing.T, before ...func(store.Store, *ca.Roots)) *cellsRig
 	for _, f := range before {
 		f(s, roots)
 	}
-	in, err := server.NewInternal(t.Context(), s, server.InternalOptions{Instances: roots.Instances})
+	in, err := server.NewInternal(t.Context(), s, server.InternalOptions{Instances: roots.Instances, Issuer: roots.Cells})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -128,7 +128,7 @@ func (s *steadyStore) look() {
 // requests are the errors by which a store refuses a request; all others are the
 // database's own.
 var requests = []error{store.ErrConflict, store.ErrNotFound, store.ErrNoLease, store.ErrCompacted, store.ErrTagsExhausted,
-	store.ErrLeaseMismatch, store.ErrNotInPool, store.ErrSubnetTaken, store.ErrNotYours}
+	store.ErrLeaseMismatch, store.ErrNotInPool, store.ErrSubnetTaken, store.ErrNotYours, store.ErrRevoked}
 
 // failed reports whether err is the database's fault, not the request's.
 func failed(ctx context.Context, err error) bool {

@@ -25,7 +25,7 @@ func observe[T any](t *timedStore, operation string, f func() (T, error)) (T, er
 	case err == nil:
 	case errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrNoLease), errors.Is(err, store.ErrNotYours),
 		errors.Is(err, store.ErrCompacted), errors.Is(err, store.ErrTagsExhausted),
-		errors.Is(err, store.ErrLeaseMismatch), errors.Is(err, store.ErrNotInPool), errors.Is(err, store.ErrSubnetTaken), errors.Is(err, context.Canceled):
+		errors.Is(err, store.ErrLeaseMismatch), errors.Is(err, store.ErrNotInPool), errors.Is(err, store.ErrSubnetTaken), errors.Is(err, store.ErrRevoked), errors.Is(err, context.Canceled):
 		result = "refused"
 	default:
 		result = "error"

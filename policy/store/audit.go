@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"time"
 
 	"tulle/policy/api"
 )
@@ -20,6 +21,11 @@ type Auditor interface {
 type Actor struct {
 	Who  string // see api.AuditEntry
 	From string
+	// Cell is the cell whose credential the change was asked for with, "" for
+	// others, and Issued when that was issued. A change of one that is revoked by
+	// then is ErrRevoked.
+	Cell   string
+	Issued time.Time
 }
 
 // Self is the actor of what nobody asked for: a lease that expires.

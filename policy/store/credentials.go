@@ -25,6 +25,7 @@ type CredentialStore interface {
 	// ErrNotFound when it is unknown, used or expired; that is all one answer.
 	RedeemJoinToken(ctx context.Context, sum string) (JoinToken, error)
 	// CredentialRenewed records that a cell got a new credential for its old one.
+	// ErrRevoked, as from any change that a cell asks for, when that is void.
 	CredentialRenewed(ctx context.Context, cell string, expires time.Time) error
 	// RevokeCell makes every credential of the cell void that was issued until
 	// now, and ends its lease. Its subnet is given to nobody before the lease would

@@ -33,6 +33,8 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrNotYours: the name is that of an app which the caller may not touch.
 	ErrNotYours = errors.New("the name is another's")
+	// ErrRevoked: the credential that the change was asked for with is void.
+	ErrRevoked = errors.New("the cell's credential was revoked")
 	// ErrLocked: another process owns the database file.
 	ErrLocked = errors.New("database is in use by another server")
 	// ErrCorrupt: the database file is damaged, or is no database at all.

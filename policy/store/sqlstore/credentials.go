@@ -97,6 +97,26 @@ func (d *db) RevokeCell(ctx context.Context, name string) (r api.Revocation, err
 	return r, err
 }
 
+// admitted is f where the actor's credential still stands, which only f's own
+// transaction can tell: whoever was let in before a revocation and took their time
+// would have a lease, or a new credential, after it.
+func admitted(by store.Actor, f func(*tx) error) func(*tx) error {
+	if by.Cell == "" {
+		return f
+	}
+	return func(t *tx) error {
+		var at int64
+		revoked, err := found(t.row(&at, `SELECT at FROM revocations WHERE cell = ?`, by.Cell))
+		if err != nil {
+			return err
+		}
+		if revoked && !by.Issued.After(micros(at)) {
+			return fmt.Errorf("%w on %s", store.ErrRevoked, micros(at).Format(time.DateTime))
+		}
+		return f(t)
+	}
+}
+
 func (d *db) Revocations(ctx context.Context) (list []api.Revocation, err error) {
 	err = d.read(ctx, "read revocations", func(q querier) error {
 		list, err = listRevocations(ctx, q)

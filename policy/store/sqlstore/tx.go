@@ -41,6 +41,7 @@ const attempts = 6
 // error leaves nothing behind. f is run again, in a transaction of its own,
 // when the database gave the first one up without a fault of its own.
 func (d *db) write(ctx context.Context, doing string, f func(*tx) error) (api.Revision, error) {
+	f = admitted(store.ActorOf(ctx), f)
 	for n := 1; ; n++ {
 		o := d.attemptInTurn(ctx, f)
 		if o.err == nil {

@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"sync"
@@ -16,6 +17,7 @@ import (
 var credentialTests = map[string]func(*testing.T, Open){
 	"AJoinTokenIsGoodOnce":                 aJoinTokenIsGoodOnce,
 	"RevocationEndsTheLease":               revocationEndsTheLease,
+	"RevokedCellsChangeNothing":            revokedCellsChangeNothing,
 	"SubnetOfARevokedCellRests":            subnetOfARevokedCellRests,
 	"RevocationsAreInStateChangeAndBackup": revocationsAreKept,
 }
@@ -120,6 +122,43 @@ func revocationEndsTheLease(t *testing.T, open Open) {
 	f.must(f.AddPeer(t.Context(), api.Peer{Name: "silk", Underlay: netip.MustParseAddr("192.0.2.9"), Subnet: netip.MustParsePrefix("10.255.9.0/24")}))
 	if _, err := f.RevokeCell(t.Context(), "silk"); !errors.Is(err, store.ErrConflict) {
 		t.Errorf("a silk peer: %v", err)
+	}
+}
+
+// A request that was let in before the revocation of its credential, and comes to
+// the store after it, changes nothing.
+func revokedCellsChangeNothing(t *testing.T, open Open) {
+	f := start(t, open)
+	l := leaseOf(t, f, "cell-1", 1)
+	issued := f.clock.Now()
+	f.clock.Advance(time.Second)
+	r, err := f.RevokeCell(t.Context(), "cell-1")
+	f.must(err)
+	before := f.state()
+	of := func(issued time.Time) context.Context {
+		return store.WithActor(t.Context(), store.Actor{Who: "cell cell-1", Cell: "cell-1", Issued: issued})
+	}
+	ask := api.LeaseRequest{Underlay: netip.MustParseAddr("192.0.2.1"), Port: 4789, Mode: api.ModeVXLAN, Subnet: l.Subnet, Generation: l.Generation}
+	for _, issued := range []time.Time{issued, r.At} {
+		for what, change := range map[string]func(context.Context) error{
+			"lease":      func(ctx context.Context) error { _, err := f.Lease(ctx, "cell-1", ask); return err },
+			"release":    func(ctx context.Context) error { return f.ReleaseLease(ctx, "cell-1") },
+			"credential": func(ctx context.Context) error { return f.CredentialRenewed(ctx, "cell-1", f.clock.Now()) },
+			"tag":        func(ctx context.Context) error { _, err := f.Tag(ctx, "router", "router"); return err },
+			"secrets":    func(ctx context.Context) error { return f.PutSecrets(ctx, "cell-1", api.SecretsRequest{}) },
+			"endpoints": func(ctx context.Context) error {
+				_, err := f.SetEndpoints(ctx, "cell-1", api.EndpointsRequest{Generation: l.Generation, Sequence: 1})
+				return err
+			},
+		} {
+			if err := change(of(issued)); !errors.Is(err, store.ErrRevoked) {
+				t.Errorf("%s: %v, want %v", what, err, store.ErrRevoked)
+			}
+		}
+	}
+	same(t, "state", f.state(), before)
+	if again, err := f.Lease(of(r.At.Add(time.Microsecond)), "cell-1", ask); err != nil || again.Generation <= l.Generation {
+		t.Errorf("with a credential of after the revocation: %+v, %v", again, err)
 	}
 }
 
