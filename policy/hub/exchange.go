@@ -218,7 +218,10 @@ func (h *Hub) hear(text string) error {
 		c := h.cellLocked(name)
 		if seen := now.Add(-time.Duration(p.Quiet) * time.Millisecond); seen.After(c.seen) {
 			c.seen = seen
-			h.backLocked(name)
+			// A silence that is told again seems shorter by what its notice took less.
+			if now.Sub(seen) < h.opt.SilentAfter {
+				h.backLocked(name)
+			}
 		}
 		// Where two servers hold a watch of the cell open, one of them does not
 		// know yet that it is dead; the other one makes progress.

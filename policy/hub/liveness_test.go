@@ -127,6 +127,12 @@ func TestCellsOfOtherServersAreJudgedByTheirSilence(t *testing.T) {
 	hear(`{"from":"other","epoch":"e","cells":{"b":{"r":1,"w":true,"q":30000}}}`)
 	b.h.judge()
 	b.expectLost(a, "b")
+	// The same silence, told with other delays, is no sign of life.
+	b.clock.advance(5 * time.Second)
+	hear(`{"from":"other","epoch":"e","cells":{"b":{"r":1,"w":true,"q":34999}}}`)
+	if a.owes() || a.verdict != b.h.verdict {
+		t.Errorf("lost cells are %v once the silent one is told of again", b.h.lost)
+	}
 	hear(`{"from":"other","epoch":"e","cells":{"b":{"r":1,"w":true}}}`)
 	b.expectLost(a)
 }
