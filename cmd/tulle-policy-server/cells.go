@@ -40,6 +40,9 @@ func issueCellCommand(p *place) *cobra.Command {
 			if len(may) == 0 || out == "" {
 				return &usageError{errors.New("--spaces and --out are needed")}
 			}
+			if err := checkLifetime(lifetime); err != nil {
+				return err
+			}
 			c, err := p.load()
 			if err != nil {
 				return err
@@ -88,6 +91,9 @@ func addPeerCommand(p *place) *cobra.Command {
 		Args: oneArgument("peer name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			peer := api.Peer{Name: args[0], Kind: api.KindSilk, Mode: api.TunnelMode(mode), Port: port, WireGuardPort: wireguardPort}
+			if underlay == "" || subnet == "" {
+				return &usageError{errors.New("--underlay and --subnet are needed")}
+			}
 			var err error
 			if err = peer.Key.UnmarshalText([]byte(key)); err != nil {
 				return &usageError{fmt.Errorf("--key: %w", err)}

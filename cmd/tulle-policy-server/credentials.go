@@ -40,8 +40,8 @@ func joinTokenCommand(p *place) *cobra.Command {
 			if valid < time.Second || valid > maxTokenValidity {
 				return &usageError{fmt.Errorf("--valid %s: must be from 1s to %s", valid, maxTokenValidity)}
 			}
-			if lifetime < time.Second {
-				return &usageError{fmt.Errorf("--lifetime %s: must be a second or more", lifetime)}
+			if err := checkLifetime(lifetime); err != nil {
+				return err
 			}
 			c, err := p.load()
 			if err != nil {
@@ -69,6 +69,14 @@ func joinTokenCommand(p *place) *cobra.Command {
 	return cmd
 }
 
+// checkLifetime refuses the lifetime of a credential that would be void already.
+func checkLifetime(lifetime time.Duration) error {
+	if lifetime < time.Second {
+		return &usageError{fmt.Errorf("--lifetime %s: must be a second or more", lifetime)}
+	}
+	return nil
+}
+
 func revokeCellCommand(p *place) *cobra.Command {
 	return &cobra.Command{
 		Use:   "revoke-cell NAME",
@@ -93,6 +101,9 @@ func revokeCellCommand(p *place) *cobra.Command {
 				return err
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "cell %s: credentials issued until %s are void\n", r.Cell, r.At.Format(time.RFC3339Nano))
+			if r.Unknown && err == nil {
+				_, err = fmt.Fprintf(cmd.ErrOrStderr(), "ATTENTION: no cell %s has had a lease here, nor a join token; if another was meant, its credentials are still good: tulle cells lists the names\n", r.Cell)
+			}
 			return err
 		},
 	}

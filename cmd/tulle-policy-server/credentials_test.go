@@ -45,7 +45,11 @@ func TestCellsLife(t *testing.T) {
 		t.Errorf("stopped with %d: %s", status, text)
 	}
 	must(t, "revoke-cell", "early", "--dir", dir)
-	if out := must(t, "revocations", "--dir", dir); strings.Count(out, "\n") != 3 {
+	// A misspelt name is no success in silence: the cell that was meant goes on.
+	if status, stdout, stderr := call(t, "revoke-cell", "erly", "--dir", dir); status != 0 || stdout == "" || !strings.Contains(stderr, "no cell erly has had a lease here") {
+		t.Errorf("status %d, %q, %q", status, stdout, stderr)
+	}
+	if out := must(t, "revocations", "--dir", dir); strings.Count(out, "\n") != 4 {
 		t.Error(out)
 	}
 }

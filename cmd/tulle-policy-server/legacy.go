@@ -33,6 +33,9 @@ func issueLegacyCommand(p *place) *cobra.Command {
 			if out == "" {
 				return &usageError{errors.New("--out is needed")}
 			}
+			if err := checkLifetime(lifetime); err != nil {
+				return err
+			}
 			c, err := p.load()
 			if err != nil {
 				return err

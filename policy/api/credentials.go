@@ -39,4 +39,6 @@ type Renewed struct {
 type Revocation struct {
 	Cell string    `json:"cell"`
 	At   time.Time `json:"at"`
+
+	Unknown bool `json:"unknown,omitempty"` // in the answer to who revokes: no such cell has had a lease or a join token
 }

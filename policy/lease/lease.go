@@ -36,6 +36,8 @@ func NewPool(network netip.Prefix, bits int) (Pool, error) {
 		return Pool{}, fmt.Errorf("overlay network %q: not an IPv4 prefix", network)
 	case network != network.Masked():
 		return Pool{}, fmt.Errorf("overlay network %s: has host bits, use %s", network, network.Masked())
+	case network.Bits() > 29:
+		return Pool{}, fmt.Errorf("overlay network %s: too small, must be a /29 or larger", network)
 	case bits <= network.Bits() || bits > 30:
 		return Pool{}, fmt.Errorf("lease prefix length %d: must be %d to 30 in network %s", bits, network.Bits()+1, network)
 	case bits-network.Bits() > 20:

@@ -40,6 +40,7 @@ func TestNewPool(t *testing.T) {
 		{"10.255.0.0/24", 24, 0},
 		{"10.255.0.0/16", 31, 0},
 		{"10.255.1.0/16", 24, 0}, // host bits
+		{"10.255.0.0/30", 31, 0},
 		{"fd00::/16", 24, 0},
 	} {
 		p, err := NewPool(netip.MustParsePrefix(c.network), c.bits)

@@ -84,11 +84,13 @@ func (d *db) RevokeCell(ctx context.Context, name string) (r api.Revocation, err
 			return err
 		}
 		// What it may still redeem goes, too.
-		if err := t.exec(`DELETE FROM join_tokens WHERE cell = ?`, name); err != nil {
+		invited, err := t.touch(`DELETE FROM join_tokens WHERE cell = ?`, name)
+		if err != nil {
 			return err
 		}
 		t.delta.Revoked = append(t.delta.Revoked, r)
 		t.audit(api.CellRevoke, name, nil, r)
+		r.Unknown = !known && !invited
 		if !c.live {
 			return nil
 		}

@@ -113,11 +113,18 @@ func revocationEndsTheLease(t *testing.T, open Open) {
 	for _, name := range []string{"cell-1", "never"} {
 		f.clock.Advance(time.Second)
 		revision := f.state().Revision
-		_, err = f.RevokeCell(t.Context(), name)
+		r, err = f.RevokeCell(t.Context(), name)
 		f.must(err)
 		if got := f.state().Revision; got != revision+1 {
 			t.Errorf("%s: revision %d after %d", name, got, revision)
 		}
+		if r.Unknown != (name == "never") {
+			t.Errorf("%s: unknown %t", name, r.Unknown)
+		}
+	}
+	f.must(f.AddJoinToken(t.Context(), store.JoinToken{Sum: "sum", Cell: "invited", Spaces: []string{"*"}, Lifetime: time.Hour, Expires: f.clock.Now().Add(time.Hour)}))
+	if r, err = f.RevokeCell(t.Context(), "invited"); err != nil || r.Unknown {
+		t.Errorf("one that has a join token: %+v, %v", r, err)
 	}
 	f.must(f.AddPeer(t.Context(), api.Peer{Name: "silk", Underlay: netip.MustParseAddr("192.0.2.9"), Subnet: netip.MustParsePrefix("10.255.9.0/24")}))
 	if _, err := f.RevokeCell(t.Context(), "silk"); !errors.Is(err, store.ErrConflict) {
