@@ -123,7 +123,7 @@ func initialise(dir string, c *config) (err error) {
 			return err
 		}
 	}
-	return nil
+	return give(dir, made...)
 }
 
 // writeNew writes a file that is not there yet, for its owner alone.

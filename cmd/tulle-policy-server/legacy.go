@@ -46,7 +46,9 @@ func issueLegacyCommand(p *place) *cobra.Command {
 			}
 			legacy, err := ca.OpenLegacy(c.PKI)
 			if errors.Is(err, fs.ErrNotExist) {
-				legacy, err = ca.CreateLegacy(c.PKI)
+				if legacy, err = ca.CreateLegacy(c.PKI); err == nil {
+					err = give(c.PKI, filepath.Join(c.PKI, string(ca.RoleLegacy)))
+				}
 			}
 			if err != nil {
 				return err

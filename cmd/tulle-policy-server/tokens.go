@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -161,6 +162,25 @@ func (p *place) changeTokens(change func([]auth.Token) ([]auth.Token, error)) (e
 		return fmt.Errorf("tokens file: %w", err)
 	}
 	return nil
+}
+
+// give makes what root has just made in dir the directory's owner's, who is the one
+// that the server runs as.
+func give(dir string, made ...string) error {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	to, ok := ownerOf(info)
+	if !ok || to.uid == 0 || os.Geteuid() != 0 {
+		return nil
+	}
+	for _, path := range made {
+		err = errors.Join(err, filepath.WalkDir(path, func(path string, _ fs.DirEntry, err error) error {
+			return errors.Join(err, os.Lchown(path, to.uid, to.gid))
+		}))
+	}
+	return err
 }
 
 type owner struct{ uid, gid int }

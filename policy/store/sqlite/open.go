@@ -68,7 +68,7 @@ func (d *db) open(ctx context.Context, o Options) error {
 	d.lock = lock
 	// SQLite would make the file by the umask; who may read it is not left to
 	// that. The journals beside it take the file's mode.
-	f, err := os.OpenFile(d.path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := openFile(d.path)
 	if err != nil {
 		return bare(err)
 	}
