@@ -13,7 +13,7 @@ import (
 	"tulle/policy/store/sqlstore"
 )
 
-// Channels of NOTIFY. A payload begins with the sender, who does not heed it.
+// Channels of NOTIFY. A payload begins with the sender, who knows already.
 const (
 	channelChanged = "tulle_changed" // the store has a new revision
 	channelNotices = "tulle_notices" // Tell
@@ -125,6 +125,8 @@ func (l *listener) listen(ctx context.Context, conn *pgx.Conn) error {
 		}
 		from, notice, _ := strings.Cut(n.Payload, " ")
 		switch {
+		case from == l.self && n.Channel == channelChanged:
+			l.pulse.Echo()
 		case from == l.self:
 		case n.Channel == channelChanged:
 			l.pulse.Beat()

@@ -2,14 +2,19 @@ package postgres_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -205,6 +210,107 @@ func TestLostConnections(t *testing.T) {
 		t.Error(err)
 	}
 	w.agree(t)
+}
+
+// TestCommitThatArrivesLate loses a connection between a COMMIT and its answer: the
+// write ends with an error, and whoever watches this server comes to it all the same,
+// also when the database gets the COMMIT only later.
+func TestCommitThatArrivesLate(t *testing.T) {
+	line := newLine(t, pgtest.Shared(t).Database())
+	s := open(t, line.url, options())
+	w := watching(s)
+	before := s.Changed()
+	line.cut.Store(true)
+	if revision, err := s.AddPolicies(t.Context(), []policy.Policy{tcp("a", "b", 1)}); err == nil {
+		t.Fatalf("answered with revision %d, though its COMMIT has not arrived", revision)
+	}
+	select {
+	case <-before: // it may have been stored
+	default:
+		t.Error("nobody looks whether it was stored")
+	}
+	changed := s.Changed()
+	if deltas, err := s.Changes(t.Context(), 0, 1); err != nil || len(deltas) != 0 {
+		t.Fatalf("%v, %v: the COMMIT has arrived", deltas, err)
+	}
+	line.arrive()
+	select {
+	case <-changed:
+	case <-time.After(patience):
+		t.Fatal("nobody is told of what was stored")
+	}
+	if err := w.reach(t.Context(), 1); err != nil {
+		t.Error(err)
+	}
+	w.agree(t)
+}
+
+// line is a way to the database on which a COMMIT can be held up.
+type line struct {
+	url    string
+	cut    atomic.Bool   // the next COMMIT's client loses its connection
+	arrive func()        // has that COMMIT arrive
+	gone   chan struct{} // closed by arrive
+}
+
+const socketName = ".s.PGSQL.5432"
+
+func newLine(t *testing.T, database string) *line {
+	t.Helper()
+	u, err := url.Parse(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := u.Query()
+	dir, far := t.TempDir(), q.Get("host")
+	q.Set("host", dir)
+	u.RawQuery = q.Encode()
+	at, err := net.Listen("unix", filepath.Join(dir, socketName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &line{url: u.String(), gone: make(chan struct{})}
+	l.arrive = sync.OnceFunc(func() { close(l.gone) })
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			near, err := at.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() { l.pass(near, filepath.Join(far, socketName)) })
+		}
+	})
+	t.Cleanup(func() {
+		at.Close()
+		l.arrive()
+		wg.Wait()
+	})
+	return l
+}
+
+func (l *line) pass(near net.Conn, far string) {
+	defer near.Close()
+	database, err := net.Dial("unix", far)
+	if err != nil {
+		return
+	}
+	defer database.Close()
+	go func() {
+		defer near.Close()
+		_, _ = io.Copy(near, database) // one of them is gone
+	}()
+	buffer := make([]byte, 64<<10)
+	for {
+		n, err := near.Read(buffer)
+		if bytes.Contains(buffer[:n], []byte("commit\x00")) && l.cut.CompareAndSwap(true, false) {
+			near.Close()
+			<-l.gone
+		}
+		if _, e := database.Write(buffer[:n]); err != nil || e != nil {
+			return
+		}
+	}
 }
 
 // TestDatabaseAway crashes the database and starts it again: in between writes

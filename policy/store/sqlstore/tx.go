@@ -51,6 +51,9 @@ func (d *db) write(ctx context.Context, doing string, f func(*tx) error) (api.Re
 			return o.revision, nil
 		}
 		if n == attempts || !d.Again(o.err, o.sent) || !d.pause(ctx, n) {
+			if o.sent {
+				d.Pulse.Doubt()
+			}
 			return 0, d.fail(doing, o.err)
 		}
 	}
