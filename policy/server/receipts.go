@@ -48,6 +48,9 @@ func (s *Server) receipted(w http.ResponseWriter, r *http.Request,
 	return answerJSON(w, answer)
 }
 
+// unnamed stands for the name of a cell, which has no spaces.
+const unnamed = "a cell"
+
 // addReceipt waits for the receipt of a stored change. Where none is to be had
 // the change is still answered as stored.
 func (s *Server) addReceipt(w http.ResponseWriter, r *http.Request, answer *api.Changed, q hub.Question, wait time.Duration) {
@@ -55,6 +58,15 @@ func (s *Server) addReceipt(w http.ResponseWriter, r *http.Request, answer *api.
 	if err != nil {
 		s.log.Warn("no receipt for a stored change", "revision", q.Revision, "error", err)
 		return
+	}
+	// Who may not see the cells is told how many there are to wait for.
+	if who, _ := auth.FromContext(r.Context()); !s.seesAll(who) {
+		for i := range receipt.Silent {
+			receipt.Silent[i].Cell = unnamed
+		}
+		for i := range receipt.Late {
+			receipt.Late[i] = unnamed
+		}
 	}
 	answer.Enforced = &receipt
 }

@@ -8,20 +8,24 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"tulle/policy"
 	"tulle/policy/api"
 	"tulle/policy/auth"
+	"tulle/policy/hub"
 	"tulle/policy/server"
 )
 
 // limited is a world with one more token, for apps of acme/prod.
-func limited(t *testing.T) (w *world, token string) {
+func limited(t *testing.T, change ...func(*server.Options)) (w *world, token string) {
 	t.Helper()
-	w = start(t, func(o *server.Options) {
+	w = start(t, append(change, func(o *server.Options) {
 		path := filepath.Join(t.TempDir(), "tokens.yaml")
 		var list []auth.Token
 		for name, scope := range map[string]auth.Scope{"alice": auth.Admin, "bob": auth.Write} {
@@ -43,7 +47,7 @@ func limited(t *testing.T) (w *world, token string) {
 			t.Fatal(err)
 		}
 		o.Auth = both{o.Auth, tokens}
-	})
+	})...)
 	return w, token
 }
 
@@ -105,6 +109,32 @@ func TestTokenOfASpace(t *testing.T) {
 	w.expect("register nowhere", w.call("POST", "/v1/apps", carol, `{"name":"x"}`), 403, `{"error": "the token is not for apps of default/default"}`)
 	w.expect("claim a GUID", w.call("POST", "/v1/apps", carol, `{"name":"x","space":"prod","org":"acme","guid":"unknown"}`), 403,
 		`{"error": "a token that is limited to spaces may not choose a GUID"}`)
+}
+
+// TestReceiptsNameNoCellsToSpaces: who may not see the cells is told how many there
+// are to wait for, and not which.
+func TestReceiptsNameNoCellsToSpaces(t *testing.T) {
+	w, carol := limited(t, func(o *server.Options) { o.InternalOptions.Hub = hub.Options{SilentAfter: 2 * time.Second} })
+	web := w.register(w.admin, `{"name":"web","space":"prod","org":"acme"}`)
+	one, two := w.cell("one", policy.AppID(web)), w.cell("two", policy.AppID(web))
+	tokens := map[string]string{"one": w.write, "a cell": carol}
+	one.hold()
+	for name, token := range tokens {
+		got := ask[api.Changed](w, "POST", "/v1/policies?wait=0s", token, body(web+" "+web+" tcp 1 1"))
+		if e := got.Enforced; e == nil || !slices.Contains(e.Late, name) {
+			t.Errorf("one that is late: %+v, want %s named", e, name)
+		}
+	}
+	one.release()
+	two.stop()
+	tokens["two"] = w.write
+	delete(tokens, "one")
+	for name, token := range tokens {
+		got := ask[api.Changed](w, "POST", "/v1/policies?wait=1m", token, body(web+" "+web+" tcp 2 2"))
+		if e := got.Enforced; e == nil || !slices.ContainsFunc(e.Silent, func(c api.SilentCell) bool { return c.Cell == name }) {
+			t.Errorf("one that is silent: %+v, want %s named", e, name)
+		}
+	}
 }
 
 // TestAppsAreRegisteredAndForgotten is the registry by hand.
