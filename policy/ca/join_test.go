@@ -212,6 +212,20 @@ func TestReplacementCutOff(t *testing.T) {
 		if err != nil || !bytes.Equal(pair.Certificate[0], want.Certificate[0]) {
 			t.Errorf("%s: %v, not the credential that was to be found", name, err)
 		}
+		// What comes next may be cut off too, here by a name that cannot be had.
+		taken := filepath.Join(dir, "cell.pem.new")
+		if err := errors.Join(os.RemoveAll(taken), os.MkdirAll(filepath.Join(taken, "x"), 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		if err := ReplaceCell(dir, issue()); err == nil {
+			t.Errorf("%s: replaced, though %s cannot be written", name, taken)
+		}
+		if pair, err = loadCell(dir); err != nil || !bytes.Equal(pair.Certificate[0], want.Certificate[0]) {
+			t.Errorf("%s, cut off again: %v, not the credential that was to be found", name, err)
+		}
+		if err := os.RemoveAll(taken); err != nil {
+			t.Fatal(err)
+		}
 		// And what comes next mends it.
 		if err := ReplaceCell(dir, after); err != nil {
 			t.Errorf("%s, replaced again: %v", name, err)

@@ -18,6 +18,9 @@ const fresh = ".new"
 // name is what counts, and loadCell finds the key that belongs to it.
 func ReplaceCell(dir string, c *Credential) error {
 	cert, key := filepath.Join(dir, CellCertFile), filepath.Join(dir, CellKeyFile)
+	if err := finish(cert, key); err != nil {
+		return fmt.Errorf("replace cell credential: %w", err)
+	}
 	for _, f := range []struct {
 		path string
 		text []byte
@@ -31,6 +34,18 @@ func ReplaceCell(dir string, c *Credential) error {
 		return fmt.Errorf("replace cell credential: %w", err)
 	}
 	return nil
+}
+
+// finish takes the second step of a replacement that was cut off after its first:
+// the only key of the certificate lies where the next one is to be written.
+func finish(cert, key string) error {
+	if _, err := tls.LoadX509KeyPair(cert, key); err == nil {
+		return nil
+	}
+	if _, err := tls.LoadX509KeyPair(cert, key+fresh); err != nil {
+		return nil // there is nothing whole to keep
+	}
+	return os.Rename(key+fresh, key)
 }
 
 func writeSynced(path string, text []byte, mode os.FileMode) error {
