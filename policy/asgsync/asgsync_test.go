@@ -214,12 +214,14 @@ func TestSyncStoresWhatTheCloudControllerHas(t *testing.T) {
 func TestSyncListsOnlyAfterAnUpdate(t *testing.T) {
 	c, s := newCloud(t), openStore(t)
 	c.pages = []string{fmt.Sprintf(last, dbNet)}
-	y := newSyncer(c, s)
+	now := time.Unix(1_800_000_000, 0)
+	y := newSyncer(c, s, func(o *Options) { o.Now = func() time.Time { return now } })
 	c.must(y.Sync(t.Context()))
 	for _, tt := range []struct {
 		name, update string
 		lists        bool
 	}{
+		{"the same, which may be another's too", "2026-01-02T03:04:05Z", true},
 		{"the same", "2026-01-02T03:04:05Z", false},
 		{"the same, said otherwise", "2026-01-02T04:04:05+01:00", false},
 		{"older", "2026-01-01T00:00:00Z", false},
@@ -227,13 +229,31 @@ func TestSyncListsOnlyAfterAnUpdate(t *testing.T) {
 		{"not known", "", true},
 		{"not known, again", "", true},
 		{"known again", "2026-01-02T03:04:06Z", true},
-		{"known still", "2026-01-02T03:04:06Z", false},
+		{"known still", "2026-01-02T03:04:06Z", true},
+		{"known since long", "2026-01-02T03:04:06Z", false},
 	} {
+		now = now.Add(time.Minute)
 		c.change(func() { c.update = tt.update })
 		c.must(y.Sync(t.Context()))
 		if got := slices.Contains(c.asked(), listPath); got != tt.lists {
 			t.Errorf("%s: listed %v, want %v", tt.name, got, tt.lists)
 		}
+	}
+}
+
+// Of two changes in one second, which have the same time, the second is not missed
+// when the groups are listed between them.
+func TestUpdatesOfTheSameSecond(t *testing.T) {
+	c, s := newCloud(t), openStore(t)
+	now := time.Unix(1_800_000_000, 0)
+	y := newSyncer(c, s, func(o *Options) { o.Now = func() time.Time { return now } })
+	c.pages = []string{fmt.Sprintf(last, dbNet)}
+	c.must(y.Sync(t.Context()))
+	c.change(func() { c.pages = []string{fmt.Sprintf(last, dns)} })
+	now = now.Add(DefaultInterval)
+	c.must(y.Sync(t.Context()))
+	if got := stored(t, s); !slices.Equal(got, []string{"dns"}) {
+		t.Errorf("stored %v", got)
 	}
 }
 
@@ -246,7 +266,8 @@ func TestUnstableListing(t *testing.T) {
 		n++
 		c.update = fmt.Sprintf("2026-01-02T03:04:%02dZ", n)
 	}
-	y := newSyncer(c, s)
+	now := time.Unix(1_800_000_000, 0)
+	y := newSyncer(c, s, func(o *Options) { o.Now = func() time.Time { return now } })
 	if err := y.Sync(t.Context()); !errors.Is(err, ErrUnstable) || n != 3 {
 		t.Errorf("always changing: %v after %d attempts, want %v after 3", err, n, ErrUnstable)
 	}
@@ -265,6 +286,8 @@ func TestUnstableListing(t *testing.T) {
 	if got := stored(t, s); !slices.Equal(got, []string{"db-net"}) {
 		t.Errorf("stored %v", got)
 	}
+	now = now.Add(time.Minute)
+	c.must(y.Sync(t.Context()))
 	c.change(func() {})
 	c.must(y.Sync(t.Context()))
 	if got := c.asked(); len(got) != 1 {

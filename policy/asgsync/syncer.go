@@ -33,6 +33,10 @@ const (
 	attempts = 3 // to read a listing that does not change meanwhile
 )
 
+// tick is more than the time of an update is exact to: a Cloud Controller on MySQL
+// keeps whole seconds.
+const tick = 2 * time.Second
+
 // ErrUnstable means that the groups changed again and again while they were
 // listed.
 var ErrUnstable = errors.New("the cloud controller's security groups changed while they were listed")
@@ -73,7 +77,10 @@ type Syncer struct {
 	api      client
 	internal client
 
+	heard   time.Time // the latest update, as it was told last
+	since   time.Time // when it was told first
 	seen    time.Time // the latest update that is stored; zero: none
+	settled bool      // and no later one can have the same time
 	success time.Time // of the last Sync that did not fail, or the start
 }
 
@@ -125,17 +132,22 @@ func (s *Syncer) Run(ctx context.Context) error {
 }
 
 // Sync looks once: when the Cloud Controller has had an update since the last
-// one stored, or does not say, its groups are listed and stored.
+// one stored, or does not say, its groups are listed and stored. So they are once
+// more when there can be no second update of the same time any more.
 func (s *Syncer) Sync(ctx context.Context) error {
 	before, err := s.latestUpdate(ctx)
 	if err != nil {
 		return err
 	}
-	if before.known && !s.seen.IsZero() && !before.at.After(s.seen) {
+	if before.known && !s.seen.IsZero() && !before.at.After(s.seen) && s.settled {
 		s.success = s.o.Now()
 		return nil
 	}
 	for range attempts {
+		if !before.at.Equal(s.heard) {
+			s.heard, s.since = before.at, s.o.Now()
+		}
+		settled := s.o.Now().Sub(s.since) >= tick
 		groups, after, err := s.list(ctx, before)
 		if errors.Is(err, ErrUnstable) {
 			before = after
@@ -147,7 +159,7 @@ func (s *Syncer) Sync(ctx context.Context) error {
 		if err := s.o.Groups.ReplaceSecurityGroups(ctx, groups); err != nil {
 			return err
 		}
-		s.seen, s.success = after.at, s.o.Now()
+		s.seen, s.settled, s.success = after.at, settled, s.o.Now()
 		s.o.Log.Info("security groups synced", "groups", len(groups), "latest_update", after.at)
 		return nil
 	}
