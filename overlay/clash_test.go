@@ -34,6 +34,23 @@ func TestRefusesAClash(t *testing.T) {
 	one.run()
 }
 
+// Whoever does as a clash says, and changes the overlay network, has no cell that
+// insists on the lease it was given before.
+func TestAnotherNetworkEndsAClash(t *testing.T) {
+	p := newPlane(t)
+	one := p.cell("one", "127.0.0.1", nil)
+	one.shut()
+	one.cfg.Resolvers = []netip.AddrPort{netip.AddrPortFrom(network.Addr().Next(), 53)}
+	clashes(t, one.tryRun(), "10.250.0.0/16 holds a resolver, 10.250.0.1")
+	p.stop()
+	p.network = mustPrefix("10.251.0.0/16")
+	p.start()
+	one.run()
+	if s := one.status(); !p.network.Contains(s.Lease.Addr()) {
+		t.Errorf("the lease is %v", s.Lease)
+	}
+}
+
 // The server refuses peers inside the overlay network itself; a cell does not
 // rely on it. In the first table such a peer ends the start, later it is left
 // out and the rest stands.

@@ -13,6 +13,7 @@ import (
 	"tulle/overlay/control"
 	"tulle/overlay/endpoint"
 	"tulle/overlay/identity"
+	"tulle/overlay/netcfg"
 	"tulle/overlay/wireguard"
 	"tulle/policy/api"
 )
@@ -110,6 +111,8 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 		switch {
 		case errors.Is(err, errFenced) || errors.Is(err, errLeaseChanged):
 			d.log.Error("nothing passes until there is a lease again", "err", err)
+		case errors.Is(err, netcfg.ErrClash) && d.moved(ctx):
+			d.log.Error("the overlay network was another when this cell got its lease", "err", err, "lease", d.nextLease.Subnet)
 		case err != nil:
 			return err
 		default: // the end was asked for, or the metrics failed

@@ -120,6 +120,24 @@ func (d *Daemon) leaseFor(ctx context.Context, at ports) (endpoint.Lease, error)
 	}
 }
 
+// moved asks, after a clash of the journalled lease's network, whether that is still
+// the overlay network: it may have been changed for this very clash. If so, the next
+// life begins with a lease of the new one.
+func (d *Daemon) moved(ctx context.Context) bool {
+	held, ok := d.ledger.Lease()
+	if !ok {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, leasePatience)
+	defer cancel()
+	got, err := d.obtain(ctx, ports{held.Port, held.WireGuard})
+	if err != nil || got.Network == held.Network {
+		return false
+	}
+	d.nextLease = &got
+	return true
+}
+
 // adopt journals a lease. Endpoints of another subnet have lost their addresses.
 func (d *Daemon) adopt(l endpoint.Lease) error {
 	if old, ok := d.ledger.Lease(); ok && old.Subnet != l.Subnet.Masked() {

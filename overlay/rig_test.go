@@ -63,6 +63,8 @@ type plane struct {
 	store store.Store
 	puts  *puts
 	stop  func()
+
+	network netip.Prefix
 }
 
 // puts counts the stores of lists of endpoints.
@@ -105,7 +107,7 @@ func newPlaneWith(t *testing.T, bits int, h hub.Options) *plane {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &plane{T: t, dir: dir, bits: bits, hub: h, roots: roots, certs: certs, addr: "127.0.0.1:0"}
+	p := &plane{T: t, network: network, dir: dir, bits: bits, hub: h, roots: roots, certs: certs, addr: "127.0.0.1:0"}
 	p.start()
 	t.Cleanup(func() { p.stop() })
 	return p
@@ -114,7 +116,7 @@ func newPlaneWith(t *testing.T, bits int, h hub.Options) *plane {
 func (p *plane) start() {
 	p.Helper()
 	s, err := sqlite.Open(context.Background(), filepath.Join(p.dir, "tulle.db"), sqlite.Options{
-		Lease: store.LeaseConfig{Network: network, Bits: p.bits, Lifetime: time.Hour}})
+		Lease: store.LeaseConfig{Network: p.network, Bits: p.bits, Lifetime: time.Hour}})
 	if err != nil {
 		p.Fatal(err)
 	}

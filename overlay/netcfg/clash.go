@@ -38,7 +38,7 @@ func Clashes(overlay netip.Prefix, things ...Named) error {
 		inside := t.Prefix.IsValid() && t.Prefix.Bits() >= overlay.Bits() && overlay.Contains(t.Prefix.Addr())
 		if inside && !seen[t] {
 			seen[t] = true
-			all = append(all, fmt.Errorf("%w: %s holds %s, %s; choose another overlay network", ErrClash, overlay, t.What, text(t.Prefix)))
+			all = append(all, fmt.Errorf("%w: %s holds %s, %s; choose another overlay network (network in the policy server's configuration, --network of tulle dev)", ErrClash, overlay, t.What, text(t.Prefix)))
 		}
 	}
 	return errors.Join(all...)
