@@ -77,9 +77,10 @@ type Counts struct {
 
 // Listener hears route emitters. All methods are safe for concurrent use.
 type Listener struct {
-	opt  Options
-	id   string
-	work chan struct{} // capacity 1: there is something to store
+	opt   Options
+	id    string
+	flush time.Duration // how long NATS may take to answer
+	work  chan struct{} // capacity 1: there is something to store
 
 	mu    sync.Mutex // guards what follows
 	table *Table
@@ -108,7 +109,7 @@ func NewListener(o Options) (*Listener, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Listener{opt: o, id: o.Index + "-" + uuid.NewString(), work: make(chan struct{}, 1), table: NewTable(o.Stale, o.Interval),
+	return &Listener{opt: o, id: o.Index + "-" + uuid.NewString(), flush: flushTimeout, work: make(chan struct{}, 1), table: NewTable(o.Stale, o.Interval),
 		add: map[policy.Route]struct{}{}, remove: map[policy.Route]struct{}{}}, nil
 }
 
@@ -173,8 +174,8 @@ func (l *Listener) connect(ended chan<- error, over chan<- struct{}) (*nats.Conn
 			if c.IsClosed() {
 				return
 			}
-			l.connected.Store(false)
 			l.mu.Lock()
+			l.connected.Store(false)
 			l.table.Disconnected()
 			l.mu.Unlock()
 			l.opt.Log.Warn("NATS is away: no registered route is pruned", "error", err)
@@ -238,23 +239,37 @@ func (l *Listener) arrived(c *nats.Conn) {
 	if !l.subscribed.Load() {
 		return // what the emitters send would not be heard yet
 	}
-	err := c.FlushTimeout(flushTimeout) // the server has the subscriptions
-	if err == nil {
-		err = c.Publish(subjectStart, l.greeting())
+	for {
+		err := c.FlushTimeout(l.flush) // the server has the subscriptions
+		if err == nil {
+			err = c.Publish(subjectStart, l.greeting())
+		}
+		if err == nil {
+			break
+		}
+		if !c.IsConnected() {
+			return // away again; its return is another's affair
+		}
+		// Nobody else would: it is there, and only slow.
+		l.opt.Log.Warn("NATS: the start is not told yet", "error", err)
 	}
-	if err != nil {
-		l.opt.Log.Warn("NATS: the start is not told", "error", err)
-		return
+	if l.met(c) {
+		l.opt.Log.Info("NATS is there", "server", c.ConnectedUrlRedacted())
 	}
-	if !c.IsConnected() {
-		return // away again; its return is another's affair
-	}
+}
+
+// met notes that NATS is there, unless it is away again. Who is told that it is
+// away comes after: it was so before it is told.
+func (l *Listener) met(c *nats.Conn) bool {
 	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !c.IsConnected() {
+		return false
+	}
 	l.table.Connected(l.opt.Now())
 	l.complained = time.Time{}
-	l.mu.Unlock()
 	l.connected.Store(true)
-	l.opt.Log.Info("NATS is there", "server", c.ConnectedUrlRedacted())
+	return true
 }
 
 // complain says why NATS cannot be had: at once, and then at most once an interval.

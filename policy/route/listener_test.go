@@ -1,12 +1,14 @@
 package route
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -102,15 +104,22 @@ func (r *rig) pass(d time.Duration) {
 	r.now = r.now.Add(d)
 }
 
-func newRig(t *testing.T) *rig {
+func openStore(t *testing.T) store.Store {
 	t.Helper()
-	r := &rig{T: t, nats: startNATS(t, -1), now: time.Unix(1_800_000_000, 0)}
 	s, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "policy.db"), sqlite.Options{
 		Lease: store.LeaseConfig{Network: netip.MustParsePrefix("10.255.0.0/16"), Bits: 24, Lifetime: time.Hour}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	r := &rig{T: t, nats: startNATS(t, -1), now: time.Unix(1_800_000_000, 0)}
+	s := openStore(t)
+	var err error
 	r.store, r.refuse = s, &refusing{Store: s}
 	r.emitter, err = nats.Connect(r.nats.ClientURL(), nats.UserInfo("nats", "pass"), nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))
 	if err != nil {
@@ -299,6 +308,79 @@ func TestPruningPausesWhileNATSIsAway(t *testing.T) {
 	if c := r.listener.Counts(); c.Pruned != 1 {
 		t.Errorf("counted %+v", c)
 	}
+}
+
+// A NATS server that takes too long to answer is told the start, and pruning begins,
+// once it answers.
+func TestStartIsTriedAgain(t *testing.T) {
+	at, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := &waited{text: "the start is not told", said: make(chan struct{})}
+	told := make(chan struct{}, 8)
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		c, err := at.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		fmt.Fprint(c, `INFO {"server_id":"busy","version":"2.10.0","proto":1,"max_payload":1048576}`+"\r\n")
+		pings := 0
+		for lines := bufio.NewScanner(c); lines.Scan(); {
+			switch {
+			case lines.Text() == "PING":
+				if pings++; pings == 2 { // the first one is of the handshake
+					<-log.said
+				}
+				fmt.Fprint(c, "PONG\r\n")
+			case strings.HasPrefix(lines.Text(), "PUB "+subjectStart):
+				told <- struct{}{}
+			}
+		}
+	})
+	l, err := NewListener(Options{Store: openStore(t), Servers: []string{"nats://" + at.Addr().String()}, Log: slog.New(slog.NewTextHandler(log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.flush = 50 * time.Millisecond
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- l.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		log.Write([]byte(log.text))
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		at.Close()
+		serving.Wait()
+	})
+	select {
+	case <-told:
+	case <-time.After(patience):
+		t.Fatal("the start is not told")
+	}
+	for begun := time.Now(); !l.Counts().Connected; time.Sleep(2 * time.Millisecond) {
+		if time.Since(begun) > patience {
+			t.Fatal("the listener does not know that NATS is there")
+		}
+	}
+}
+
+// waited is a log in which a text is waited for.
+type waited struct {
+	text string
+	said chan struct{} // closed when it was written
+	once sync.Once
+}
+
+func (w *waited) Write(p []byte) (int, error) {
+	if strings.Contains(string(p), w.text) {
+		w.once.Do(func() { close(w.said) })
+	}
+	return len(p), nil
 }
 
 // A restarted server goes on with what is stored, and it is its own to prune.
