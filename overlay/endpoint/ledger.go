@@ -59,6 +59,9 @@ type Ledger struct {
 	sequence  uint64 // the next one
 	reserved  uint64 // all below may be used
 	endpoints map[string]Endpoint
+	// behind: the journal lacks an end that could not be written, and cannot take what
+	// comes after it: the same container again, or another at its address.
+	behind bool
 }
 
 // Open reads the journal in o.Dir, or begins one, and locks the directory.
@@ -211,6 +214,13 @@ func (l *Ledger) sorted() []Endpoint {
 // appendLocked writes r and, when the journal has grown long, begins it anew.
 // The record must already be applied: a rewrite takes it in.
 func (l *Ledger) appendLocked(r *record) (at int64, err error) {
+	if l.behind {
+		if err := l.rewrite(); err != nil {
+			return 0, err
+		}
+		l.behind = false
+		return 0, nil // on the disk already
+	}
 	if at, err = l.j.append(r); err != nil {
 		return 0, err
 	}
@@ -362,6 +372,7 @@ func (l *Ledger) Detach(container string) (Endpoint, error) {
 	delete(l.endpoints, container)
 	l.pool.Put(e.Address, l.now())
 	at, err := l.appendLocked(&record{Detach: container})
+	l.behind = l.behind || err != nil
 	l.mu.Unlock()
 	if err != nil {
 		return e, err

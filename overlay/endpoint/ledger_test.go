@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
 
 	"tulle/overlay/control"
 	"tulle/policy"
@@ -147,6 +148,60 @@ func TestLedgerChangeThatBeginsTheJournalAnew(t *testing.T) {
 	}
 	if diff := cmp.Diff([]Endpoint{want}, reopen(t, l, dir, c).List(), addrs); diff != "" {
 		t.Errorf("endpoints (-want +got)\n%s", diff)
+	}
+}
+
+// full is a file in which there is no room for anything behind what it has.
+func full(t *testing.T, content string) *os.File {
+	t.Helper()
+	fd, err := unix.MemfdCreate("full", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "full")
+	t.Cleanup(func() { _ = f.Close() })
+	if _, err = f.WriteString(content); err == nil {
+		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// A detach that a full disk kept out of the journal leaves none that the next daemon
+// cannot read, whatever comes when there is room again.
+func TestLedgerAfterADetachThatCouldNotBeWritten(t *testing.T) {
+	for _, again := range []string{"c1", "another at its address"} {
+		t.Run(again, func(t *testing.T) {
+			dir, c := t.TempDir(), &clock{}
+			l := open(t, dir, c)
+			if err := l.SetLease(testLease("10.255.7.0/24")); err != nil {
+				t.Fatal(err)
+			}
+			was, stays := mustAttach(t, l, "c1"), mustAttach(t, l, "c2")
+			disk := l.j.f
+			l.j.f = full(t, strings.Repeat("x", int(l.j.size)))
+			if _, err := l.Detach("c1"); err == nil {
+				t.Fatal("a full disk took the record")
+			}
+			l.j.f = disk
+			c.t += MaxRest
+			now, err := l.Attach(Endpoint{Container: again, Address: was.Address, Device: "eth0"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if now.Counter <= was.Counter {
+				t.Errorf("incarnation %d after %d", now.Counter, was.Counter)
+			}
+			got := map[string]uint32{}
+			for _, e := range reopen(t, l, dir, c).List() {
+				got[e.Container] = e.Counter
+			}
+			if got[again] != now.Counter || got[stays.Container] != stays.Counter {
+				t.Errorf("the next daemon has %v", got)
+			}
+		})
 	}
 }
 
