@@ -227,6 +227,40 @@ func TestProcessReplacesADeadHolder(t *testing.T) {
 	}
 }
 
+// A daemon that begins another life, under another lease, takes back what it kept,
+// though the holder has died unnoticed.
+func TestTakeFromADeadHolder(t *testing.T) {
+	p := open(t, t.TempDir())
+	for _, s := range []string{"one", "two"} {
+		if err := p.Put(s, temp(t, s)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pid := holderPID(t, p)
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 10_000); err != nil || n != 1 {
+		t.Fatalf("the holder goes on: %d, %v", n, err)
+	}
+	got, err := p.Take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAll(got)
+	if len(got) != 2 || text(t, got["one"]) != "one" || text(t, got["two"]) != "two" {
+		t.Errorf("taken: %v", got)
+	}
+	if holderPID(t, p) == pid {
+		t.Error("the dead holder answers")
+	}
+}
+
 func TestServeSurvivesGarbage(t *testing.T) {
 	dir := t.TempDir()
 	l, err := control.Listen(filepath.Join(dir, SocketName), 0o600)

@@ -121,6 +121,20 @@ func (p *Process) do(r request, files ...*os.File) error {
 			p.c = nil
 		}
 	}
+	if err := p.again(); err != nil {
+		return err
+	}
+	if err := ask(p.c, r, files...); err != nil {
+		err = errors.Join(err, p.c.Close())
+		p.c = nil
+		return err
+	}
+	return nil
+}
+
+// again connects anew, and gives the holder, which may be another, all that is kept
+// here.
+func (p *Process) again() error {
 	c, err := p.connect()
 	if err != nil {
 		return err
@@ -129,9 +143,6 @@ func (p *Process) do(r request, files ...*os.File) error {
 		if err := ask(c, request{Op: opPut, Name: name}, f); err != nil {
 			return errors.Join(err, c.Close())
 		}
-	}
-	if err := ask(c, r, files...); err != nil {
-		return errors.Join(err, c.Close())
 	}
 	p.c = c
 	return nil
@@ -150,11 +161,18 @@ func ask(c *net.UnixConn, r request, files ...*os.File) error {
 func (p *Process) Take() (map[string]*os.File, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.closed {
+		return nil, fmt.Errorf("holder: take: %w", os.ErrClosed)
+	}
 	got, err := p.takeAll()
 	if err != nil {
-		// It may have been ending when we connected; a new one is empty.
-		_ = p.c.Close()
-		if p.c, err = p.connect(); err == nil {
+		// It may have been ending when we connected, or have died since: a new one has
+		// what is kept here, and nobody else may have that any more.
+		if p.c != nil {
+			_ = p.c.Close()
+			p.c = nil
+		}
+		if err = p.again(); err == nil {
 			got, err = p.takeAll()
 		}
 	}
@@ -176,7 +194,7 @@ func (p *Process) Take() (map[string]*os.File, error) {
 }
 
 func (p *Process) takeAll() (map[string]*os.File, error) {
-	if p.closed || p.c == nil {
+	if p.c == nil {
 		return nil, os.ErrClosed
 	}
 	_ = p.c.SetDeadline(time.Now().Add(answerTimeout))
