@@ -261,6 +261,43 @@ func TestTakeFromADeadHolder(t *testing.T) {
 	}
 }
 
+// short is a listener that is out of descriptors at first.
+type short struct {
+	net.Listener
+	left int
+}
+
+func (s *short) Accept() (net.Conn, error) {
+	if s.left--; s.left >= 0 {
+		return nil, &net.OpError{Op: "accept", Net: "unix", Err: os.NewSyscallError("accept4", unix.EMFILE)}
+	}
+	return s.Listener.Accept()
+}
+
+// A holder that cannot accept for a moment keeps what it has.
+func TestServeWithoutDescriptors(t *testing.T) {
+	dir := t.TempDir()
+	l, err := control.Listen(filepath.Join(dir, SocketName), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- serve(ctx, &short{l, 2}, time.Minute) }()
+	p, err := OpenProcess(Options{Dir: dir, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Put("one", temp(t, "one")); err != nil {
+		t.Errorf("keep: %v", err)
+	}
+	_ = p.Close()
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("the holder has ended: %v", err)
+	}
+}
+
 func TestServeSurvivesGarbage(t *testing.T) {
 	dir := t.TempDir()
 	l, err := control.Listen(filepath.Join(dir, SocketName), 0o600)

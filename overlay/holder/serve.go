@@ -24,6 +24,9 @@ const SocketName = "holder.sock"
 // firstDaemon is how long a new holder waits for whoever started it.
 const firstDaemon = 10 * time.Second
 
+// acceptAgain is how long it waits when it could not accept.
+const acceptAgain = 100 * time.Millisecond
+
 // Run is the holder process: it listens in dir, says so on ready ("ok", or why
 // not) and closes it, and returns when ctx ends, when told to stop, or when it
 // is empty and no daemon is connected.
@@ -75,8 +78,17 @@ func serve(ctx context.Context, l net.Listener, first time.Duration) error {
 			}
 			return nil
 		}
+		if errors.Is(err, net.ErrClosed) {
+			return fmt.Errorf("accept: %w", err)
+		}
 		if err != nil {
-			return fmt.Errorf("accept: %w", errors.Join(err, l.Close()))
+			// Out of descriptors, most likely. That passes; what is held here would not
+			// come back.
+			select {
+			case <-time.After(acceptAgain):
+			case <-ctx.Done():
+			}
+			continue
 		}
 		uc, ok := c.(*net.UnixConn)
 		if !ok || !trusted(uc) {
