@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"sync"
+	"time"
 
 	"tulle/overlay/udp"
 )
@@ -46,15 +47,31 @@ func newReceiver(t *Tunnel, conn udp.Conn, n int) *receiver {
 	return r
 }
 
-// loop receives until the socket is closed.
+// How long a receiver waits after an error of its socket: the first time, and at most.
+const (
+	retryFirst = time.Millisecond
+	retryMost  = time.Second
+)
+
+// loop receives until the socket is closed. Nobody else reads it: whatever else the
+// kernel says (it is out of memory; somebody aborted the socket) may pass.
 func (r *receiver) loop() {
+	retry := retryFirst
 	for {
 		n, err := r.conn.Receive(r.in)
-		if err != nil {
-			if !errors.Is(err, udp.ErrClosed) {
-				r.t.log.Error("tunnel socket cannot be read any more", "local", r.conn.Local(), "error", err)
-			}
+		switch {
+		case err == nil:
+			retry = retryFirst
+		case errors.Is(err, udp.ErrClosed):
 			return
+		default:
+			r.t.log.Error("tunnel socket cannot be read; it is tried again", "local", r.conn.Local(), "error", err, "after", retry)
+			select {
+			case <-time.After(retry):
+			case <-r.t.stop:
+			}
+			retry = min(2*retry, retryMost)
+			continue
 		}
 		r.take(r.in[:n])
 	}

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -109,6 +110,12 @@ func newCell(t *testing.T, net *udptest.Network, n int) *cell { return newCellWi
 // newCellWith makes a cell that has so many sockets.
 func newCellWith(t *testing.T, net *udptest.Network, n, sockets int) *cell {
 	t.Helper()
+	return newCellOver(t, net, n, sockets, func(c udp.Conn) udp.Conn { return c })
+}
+
+// newCellOver makes a cell whose sockets are what over makes of them.
+func newCellOver(t *testing.T, net *udptest.Network, n, sockets int, over func(udp.Conn) udp.Conn) *cell {
+	t.Helper()
 	c := &cell{t: t, net: net, name: fmt.Sprintf("cell-%d", n), got: make(chan frame, 4096), news: make(chan struct{}, 1)}
 	c.now.Store(int64(time.Hour))
 	var err error
@@ -118,13 +125,13 @@ func newCellWith(t *testing.T, net *udptest.Network, n, sockets int) *cell {
 	if c.conn, err = net.Listen(netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), 51820)); err != nil {
 		t.Fatal(err)
 	}
-	conns := []udp.Conn{c.conn}
+	conns := []udp.Conn{over(c.conn)}
 	for range sockets - 1 {
 		beside, err := net.Listen(netip.AddrPortFrom(c.conn.Local().Addr(), 0))
 		if err != nil {
 			t.Fatal(err)
 		}
-		conns = append(conns, beside)
+		conns = append(conns, over(beside))
 	}
 	c.tunnel, err = New(Options{
 		Keys: []PrivateKey{c.key}, Address: netip.AddrFrom4([4]byte{100, 64, 0, byte(n)}), Conns: conns, MTU: 1440,
@@ -217,6 +224,37 @@ func TestFramesCrossTheTunnel(t *testing.T) {
 	defer mu.Unlock()
 	if clear != 0 {
 		t.Errorf("%d datagrams show what they carry", clear)
+	}
+}
+
+// failing is a socket of which the first reads end with an error.
+type failing struct {
+	udp.Conn
+	left atomic.Int32
+}
+
+func (f *failing) Receive(batch []udp.Message) (int, error) {
+	if f.left.Add(-1) >= 0 {
+		return 0, syscall.ENOMEM
+	}
+	return f.Conn.Receive(batch)
+}
+
+// A cell isn't deaf for good because the kernel was out of memory for a moment.
+func TestSocketThatFailsIsReadAgain(t *testing.T) {
+	net := udptest.New()
+	var socket *failing
+	a, b := newCell(t, net, 1), newCellOver(t, net, 2, 1, func(c udp.Conn) udp.Conn {
+		socket = &failing{Conn: c}
+		socket.left.Store(4)
+		return socket
+	})
+	a.knows(b)
+	b.knows(a)
+	a.send(b, "hello")
+	b.expect(a, "hello")
+	if left := socket.left.Load(); left >= 0 {
+		t.Errorf("%d errors were not met", left)
 	}
 }
 
