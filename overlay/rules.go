@@ -47,9 +47,13 @@ func (l *life) AddRules(ctx context.Context, p control.Peer, r control.RulesAdd)
 	if at != nil {
 		at.e.Rules = rules
 	}
-	set := l.outside.compileLocked(e)
 	l.mu.Unlock()
-	if there {
+	// Where the groups hold, what is in force is the watch's alone: what were compiled
+	// of them here could come behind what it compiles next.
+	if there && got.InForce {
+		l.mu.Lock()
+		set := l.outside.compileLocked(e)
+		l.mu.Unlock()
 		l.outside.e.SetRules(e.Address, incarnationUnder(l.lease, e), set)
 	}
 	l.d.log.Info("container has more rules", "container", r.Container, "rules", added, "in force", got.InForce, "uid", p.UID)

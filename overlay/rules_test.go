@@ -77,3 +77,31 @@ func TestRulesAddedLater(t *testing.T) {
 		}
 	}
 }
+
+// TestRulesAddedWhereGroupsHold: rules of the attachers' are kept, and what is in force
+// stays the watch's to change. What was compiled here could be put in force behind it,
+// from the groups of before.
+func TestRulesAddedWhereGroupsHold(t *testing.T) {
+	p := newPlane(t)
+	one := p.cell("one", "127.0.0.1", nil)
+	one.attach("web-1", "web", control.LifelineNone)
+	l := one.daemon.life.Load()
+	l.mu.Lock()
+	// Compiling says of this group that it is bad.
+	l.outside.groups["1"] = policy.SecurityGroup{GUID: "1", Name: "bad", RunningDefault: true, Rules: []policy.SecurityRule{{Protocol: "tcp", Destination: "nowhere", Ports: "80"}}}
+	l.outside.order = []string{"1"}
+	l.mu.Unlock()
+	rules := []policy.SecurityRule{{Protocol: "tcp", Destination: "10.0.0.1", Ports: "80"}}
+	got, err := l.AddRules(t.Context(), control.Peer{UID: 0}, control.RulesAdd{Container: "web-1", Rules: rules})
+	if err != nil || got.InForce {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.outside.said) != 0 {
+		t.Errorf("the groups were compiled: %v", l.outside.said)
+	}
+	if e, _ := one.daemon.ledger.Get("web-1"); !slices.Equal(e.Rules, rules) || !slices.Equal(l.attached["web-1"].e.Rules, rules) {
+		t.Errorf("the container has %v, and in this life %v", e.Rules, l.attached["web-1"].e.Rules)
+	}
+}
