@@ -49,6 +49,7 @@ type Log struct {
 	// who is containers' identities as they are written: one is in many lines.
 	who  map[egress.Identity][]byte
 	err  error // of the last write
+	torn bool  // it left the file without lines that it should have
 	stop chan struct{}
 	done chan struct{}
 }
@@ -116,9 +117,7 @@ func (l *Log) Begin(m egress.Mapping) uint64 {
 	l.live[e.ID] = e
 	l.noteLocked(e)
 	// In the kernel's hands: killing the daemon does not take it back.
-	if err := l.w.Flush(); err != nil {
-		l.err = err
-	}
+	_ = l.flushLocked()
 	return e.ID
 }
 
@@ -137,7 +136,38 @@ func (l *Log) noteLocked(e entry) {
 		err = l.writeLocked(b)
 	}
 	if err != nil {
-		l.err = err
+		l.failedLocked(err)
+	}
+}
+
+// failedLocked takes note of an error. A bufio.Writer never writes again after one, but
+// there may be room again: what it holds is lost, and what lives is noted anew then.
+func (l *Log) failedLocked(err error) {
+	l.err, l.torn = err, true
+	if st, err := l.f.Stat(); err == nil {
+		l.size = st.Size()
+	}
+	l.w.Reset(l.f)
+	_ = l.w.WriteByte('\n') // a part of a line must not swallow the next one
+	l.size++
+}
+
+func (l *Log) flushLocked() error {
+	err := l.w.Flush()
+	if err != nil {
+		l.failedLocked(err)
+	}
+	return err
+}
+
+// mendLocked tries again, after an error, to have in the file what lives.
+func (l *Log) mendLocked() {
+	if !l.torn {
+		return
+	}
+	l.torn = false
+	if err := l.noteLiveLocked(); err != nil {
+		l.failedLocked(err)
 	}
 }
 
@@ -198,12 +228,25 @@ func (l *Log) writeLocked(b []byte) error {
 // rotateLocked makes the file the one before, and notes again what lives: the file
 // that told of its beginning will be forgotten.
 func (l *Log) rotateLocked() error {
-	if err := errors.Join(l.w.Flush(), l.f.Close(), os.Rename(l.path, l.path+".1")); err != nil {
+	// Lines that find no room are lost; the file before this one, which goes, makes some.
+	_ = l.flushLocked()
+	// Renamed already where it could not be opened anew the last time.
+	if err := os.Rename(l.path, l.path+".1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := l.open(); err != nil {
+	old := l.f
+	err := l.open()
+	if l.f != old {
+		err = errors.Join(err, old.Close())
+	}
+	if err != nil {
 		return err
 	}
+	return l.noteLiveLocked()
+}
+
+// noteLiveLocked notes again what lives.
+func (l *Log) noteLiveLocked() error {
 	var b []byte // not l.line: that waits for its place behind these
 	for _, e := range l.live {
 		var err error
@@ -228,9 +271,8 @@ func (l *Log) flusher() {
 			return
 		case <-t.C:
 			l.mu.Lock()
-			if err := l.w.Flush(); err != nil {
-				l.err = err
-			}
+			l.mendLocked()
+			_ = l.flushLocked()
 			l.mu.Unlock()
 		}
 	}
@@ -259,7 +301,8 @@ func (l *Log) Close() error {
 // any of the host's.
 func (l *Log) Who(source netip.AddrPort, at time.Time) ([]Found, error) {
 	l.mu.Lock()
-	if err := l.w.Flush(); err != nil {
+	l.mendLocked()
+	if err := l.flushLocked(); err != nil {
 		l.mu.Unlock()
 		return nil, fmt.Errorf("NAT log: %w", err)
 	}

@@ -2,11 +2,14 @@ package natlog
 
 import (
 	"encoding/json"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"tulle/overlay/egress"
 )
@@ -161,6 +164,77 @@ func TestSizeIsBoundedAndTheLivingStay(t *testing.T) {
 	if size > bytes+4096 {
 		t.Errorf("the files have %d bytes, want about %d", size, bytes)
 	}
+}
+
+// full takes all room from the log's file, until what it returns is called.
+func full(t *testing.T, l *Log) (again func()) {
+	t.Helper()
+	fd, err := unix.MemfdCreate("full", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := unix.Ftruncate(fd, l.size); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Seek(fd, l.size, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_GROW); err != nil {
+		t.Fatal(err)
+	}
+	swap := func(fd int) {
+		if err := unix.Dup3(fd, int(l.f.Fd()), unix.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+	}
+	disk, err := unix.FcntlInt(l.f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	swap(fd)
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		swap(disk)
+		_ = unix.Close(disk)
+	}
+}
+
+// A disk that was full for a moment leaves a log that goes on, and that has whoever
+// lives since then.
+func TestDiskThatWasFull(t *testing.T) {
+	l := open(t, t.TempDir(), "1", 1<<20)
+	begin(l, "a", 1, noon)
+	again := full(t, l)
+	lives, gone := begin(l, "b", 2, noon), begin(l, "c", 3, noon)
+	l.End(gone, noon)
+	if l.Err() == nil {
+		t.Fatal("a full disk took the line")
+	}
+	if _, err := l.Who(source(1), noon); err == nil {
+		t.Error("an answer while nobody knows what is missing")
+	}
+	again()
+	_ = l.Err()
+	expect(t, who(t, l, 1, noon), "a")
+	expect(t, who(t, l, 2, noon), "b")
+	begin(l, "d", 4, noon)
+	l.End(lives, noon.Add(time.Minute))
+	if err := l.Err(); err != nil {
+		t.Errorf("an error that is over: %v", err)
+	}
+	l.mu.Lock()
+	st, err := os.Stat(l.path)
+	believed := l.size - int64(l.w.Buffered())
+	l.mu.Unlock()
+	if err != nil || st.Size() != believed {
+		t.Errorf("%v, %v; the log believes that it has %d bytes", st, err, believed)
+	}
+	expect(t, who(t, l, 2, noon.Add(2*time.Minute)))
+	expect(t, who(t, l, 4, noon), "d")
 }
 
 func TestUnwritable(t *testing.T) {
