@@ -20,8 +20,9 @@ type upstreams struct {
 	log     *slog.Logger
 	moved   func() // called when others are to be asked than before; may be nil
 
-	mu   sync.Mutex
-	last reading // guarded by mu
+	mu     sync.Mutex // guards what follows
+	last   reading
+	unread bool // the file is there, and could not be read the last time
 }
 
 // reading is one reading of the file.
@@ -54,11 +55,20 @@ func (u *upstreams) list() []netip.AddrPort {
 	if u.last.servers != nil && sameFile(u.last.info, info) {
 		return u.last.servers
 	}
+	servers, err := ReadResolvConf(u.path)
+	if err != nil && info != nil {
+		// It is there, and what keeps it from being read may pass: no descriptor is free.
+		if !u.unread {
+			u.unread = true
+			u.log.Warn("resolvers cannot be read; it is tried again", "path", u.path, "error", err, "resolvers", u.last.servers)
+		}
+		return u.last.servers
+	}
+	u.unread = false
 	if u.last.servers != nil && u.moved != nil {
 		u.moved()
 	}
 	u.last.info, u.last.servers = info, []netip.AddrPort{}
-	servers, err := ReadResolvConf(u.path)
 	if err != nil {
 		u.log.Warn("no resolvers", "path", u.path, "error", err)
 		return u.last.servers

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 )
 
 var container = netip.MustParseAddr("10.255.1.7")
@@ -401,6 +403,42 @@ func TestResolvConfIsReadAgain(t *testing.T) {
 }
 
 // The socket and id of each question are its own.
+// A file that cannot be read for a moment, since no descriptor is free, is read as soon
+// as it can be; until then those of before are asked.
+func TestResolvConfThatCannotBeRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	f := start(t, Options{ResolvConf: path})
+	write := func(text string) {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	limit := func(to unix.Rlimit) {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var all unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &all); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { limit(all) })
+	before := []netip.AddrPort{}
+	for _, server := range []string{"192.0.2.53", "192.0.2.5"} {
+		write("nameserver " + server + "\n")
+		limit(unix.Rlimit{Max: all.Max})
+		without := f.upstreams.list()
+		limit(all)
+		if !slices.Equal(without, before) {
+			t.Errorf("without a descriptor: %v, want %v", without, before)
+		}
+		before = []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr(server), 53)}
+		if got := f.upstreams.list(); !slices.Equal(got, before) {
+			t.Errorf("then: %v, want %v", got, before)
+		}
+	}
+}
+
 func TestQuestionsAreNotPredictable(t *testing.T) {
 	ids, ports := make(chan uint16, 32), make(chan string, 32)
 	r := serveDNS(t, func(w dns.ResponseWriter, q *dns.Msg) {
