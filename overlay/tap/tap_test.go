@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/songgao/water"
+	"golang.org/x/sys/unix"
 
 	"tulle/overlay/packet"
 	"tulle/overlay/packet/packettest"
@@ -117,6 +118,34 @@ func TestEveryAddressButItsOwnIsHere(t *testing.T) {
 				t.Errorf("%s: %+v, %v", c.name, h, err)
 			}
 		}
+	}
+}
+
+// broken is a wire of which the first writes end with an error.
+type broken struct {
+	wire
+	left int
+}
+
+func (w *broken) Write(b []byte) (int, error) {
+	if w.left--; w.left >= 0 {
+		return 0, unix.ENOMEM
+	}
+	return w.wire.Write(b)
+}
+
+// An answer that the kernel had no memory for is one that is lost, and no end of the
+// guest's network.
+func TestAnswerThatIsLost(t *testing.T) {
+	w := &broken{left: 1}
+	w.out = [][]byte{arpFor(own, other), arpFor(own, other), frame(typeIPv4, packettest.UDP(netip.AddrPortFrom(own, 9), netip.AddrPortFrom(other, 53), nil))}
+	d := newDevice(&water.Interface{ReadWriteCloser: w})
+	d.Guest(own, own6)
+	if _, err := d.Read(make([]byte, tun.MaxRead)); err != nil {
+		t.Fatal(err)
+	}
+	if len(w.in) != 1 {
+		t.Errorf("%d answers, want that to the second question", len(w.in))
 	}
 }
 
