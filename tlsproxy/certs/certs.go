@@ -4,7 +4,8 @@
 // The files are looked at on each handshake, which costs two stats beside a
 // signature, so that no watcher can miss a rename. A pair that does not load,
 // such as a certificate whose key is still being written, is logged once and
-// changes nothing: the last good pair stays, until the files change again.
+// changes nothing: the last good pair stays, until the files change again, or, where
+// they could not be read, until they can.
 package certs
 
 import (
@@ -30,6 +31,7 @@ type Files struct {
 
 	mu    sync.Mutex
 	tried [2]fs.FileInfo // guarded by mu: of what current, or the last failure, came from
+	again bool           // guarded by mu: tried could not be read, which may pass
 }
 
 // Load reads the pair, PEM: the certificate with its chain, and its key. There
@@ -63,12 +65,20 @@ func (f *Files) Reloads() (taken, refused uint64) { return f.reloaded.Load(), f.
 
 func (f *Files) refreshLocked() {
 	now := f.stat()
-	if same(f.tried[0], now[0]) && same(f.tried[1], now[1]) {
+	known := same(f.tried[0], now[0]) && same(f.tried[1], now[1])
+	if known && !f.again {
 		return
 	}
 	// Noted before reading: what changes meanwhile is seen next time.
 	f.tried = now
 	cert, err := f.read()
+	// Files that are there and are not read, since no descriptor is free, do not change
+	// when one is.
+	var unread *fs.PathError
+	f.again = errors.As(err, &unread) && !errors.Is(err, fs.ErrNotExist)
+	if f.again && known {
+		return // as was said
+	}
 	if err != nil {
 		f.failed.Add(1)
 		f.log.Warn("new certificate refused, the old one stays", "certificate", f.certPath, "key", f.keyPath,

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // pair is a certificate for name and its key, PEM.
@@ -90,6 +92,47 @@ func TestReload(t *testing.T) {
 	check("mended", "one", 2, 3)
 	if n := strings.Count(log.String(), "the old one stays"); n != 3 {
 		t.Errorf("%d refusals logged, want 3:\n%s", n, log.String())
+	}
+}
+
+// A new pair that comes while no descriptor is free is taken when one is, though the
+// files change no more.
+func TestReloadWithoutDescriptors(t *testing.T) {
+	dir := t.TempDir()
+	certPath, keyPath := filepath.Join(dir, "instance.crt"), filepath.Join(dir, "instance.key")
+	cert1, key1 := pair(t, "one")
+	cert2, key2 := pair(t, "two")
+	write(t, certPath, cert1)
+	write(t, keyPath, key1)
+	var log bytes.Buffer
+	f, err := Load(certPath, keyPath, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, certPath, cert2)
+	write(t, keyPath, key2)
+	var all unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &all); err != nil {
+		t.Fatal(err)
+	}
+	limit := func(to unix.Rlimit) {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { limit(all) })
+	limit(unix.Rlimit{Max: all.Max})
+	f.Certificate()
+	without := f.Certificate()
+	limit(all)
+	if got := without.Leaf.Subject.CommonName; got != "one" {
+		t.Errorf("without a descriptor: certificate of %q", got)
+	}
+	if got := f.Certificate().Leaf.Subject.CommonName; got != "two" {
+		t.Errorf("then: certificate of %q", got)
+	}
+	if taken, refused := f.Reloads(); taken != 1 || refused != 1 || strings.Count(log.String(), "the old one stays") != 1 {
+		t.Errorf("%d taken, %d refused\n%s", taken, refused, log.String())
 	}
 }
 
