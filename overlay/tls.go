@@ -76,15 +76,16 @@ func (t *terminals) put(e endpoint.Endpoint, s *mint.Sockets) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if old := t.of[e.Container]; old != nil {
-		if old.sockets.Same(s) {
-			return nil
-		}
-		_ = old.sockets.Close()
+	old := t.of[e.Container]
+	if old != nil && old.sockets.Same(s) {
+		return nil
 	}
 	own, err := s.Duplicate()
 	if err != nil {
-		return err
+		return err // the former stay
+	}
+	if old != nil {
+		_ = old.sockets.Close()
 	}
 	t.of[e.Container] = &terminal{e: e, sockets: own}
 	t.changeLocked(t.of[e.Container])

@@ -65,6 +65,25 @@ func (c *cell) proxied(id string) (control.TLSContainer, net.Listener) {
 	return got, l
 }
 
+// Sockets that cannot be duplicated, since no descriptor is free, leave the container
+// those that it had.
+func TestTLSSocketsThatCannotBeTaken(t *testing.T) {
+	a := newPlane(t).cell("a", "127.0.0.1", nil)
+	_, s := a.secured("db-0", "db", control.LifelineConnection)
+	bad, err := s.Duplicate()
+	if err == nil {
+		err = bad.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, _ := a.daemon.ledger.Get("db-0")
+	if err := a.daemon.life.Load().terminals.put(e, bad); err == nil {
+		t.Fatal("closed sockets were taken")
+	}
+	a.proxied("db-0")
+}
+
 // The proxy gets a container's sockets, a certificate that verifies by what the
 // attach said is to be trusted, and who it is that called.
 func TestTLSOfAContainer(t *testing.T) {
