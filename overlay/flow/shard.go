@@ -57,7 +57,8 @@ func (s *shard) record(number uint32) *record {
 
 // take gives out a record's number. The caller holds the lock.
 func (s *shard) take(now uint32) (uint32, bool) {
-	if s.freed < len(s.free) && now-s.free[s.freed].since >= rest {
+	// Who removed it may have seen a later tick than the caller.
+	if s.freed < len(s.free) && int32(now-s.free[s.freed].since) >= rest {
 		number := s.free[s.freed].number
 		s.freed++
 		if s.freed == len(s.free) {

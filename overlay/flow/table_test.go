@@ -318,6 +318,20 @@ func TestPacketFromTheFutureKeepsAFlow(t *testing.T) {
 	}
 }
 
+// A number rests also from who read the clock before it moved on.
+func TestNumberRestsFromALateReader(t *testing.T) {
+	var s shard
+	s.init(chunkSize)
+	number, _ := s.take(7)
+	s.free = append(s.free, resting{number: number, since: 8})
+	for _, now := range []uint32{7, 9, 8 + rest} {
+		got, ok := s.take(now)
+		if again := now == 8+rest; !ok || (got == number) != again {
+			t.Errorf("at %d: number %d, %t", now, got, ok)
+		}
+	}
+}
+
 func TestSequenceNumbers(t *testing.T) {
 	table := New(Limits{})
 	f := newFlow(key(1))
