@@ -77,11 +77,19 @@ func (f *forward) connect(s *stream, client netip.AddrPort) {
 	})
 	l.session = &session{forward: HostService{what.Host, what.Protocol}, kill: l.abort, keep: s.keep, since: c.e.opt.Now()}
 	c.e.counts.open.Add(1)
-	if !c.enter(l.session) {
+	// Whoever removed the forward before enter saw no session to end.
+	if !c.enter(l.session) || !f.stands() {
 		l.abort()
 		return
 	}
 	l.start()
+}
+
+// stands says that the forward has not been removed.
+func (f *forward) stands() bool {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	return f.fs.all[HostService{f.Host, f.Protocol}] == f
 }
 
 // haste is how long a container's IPv6 is waited for that never answered before: its

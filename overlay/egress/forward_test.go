@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -389,6 +390,44 @@ func TestForwardEndsWithItsContainer(t *testing.T) {
 			t.Error("it was removed twice")
 		}
 	})
+}
+
+// A connection that the container has not answered yet ends with the forward, too.
+func TestForwardEndsWhatIsUnderWay(t *testing.T) {
+	var lossy atomic.Bool
+	lossy.Store(true)
+	tried := make(chan struct{}, 1)
+	r := newRig(t, func(o *egress.Options) {
+		deliver := o.Deliver
+		o.Deliver = func(to netip.Addr, incarnation uint64, pieces ...[]byte) error {
+			if !lossy.Load() {
+				return deliver(to, incarnation, pieces...)
+			}
+			select {
+			case tried <- struct{}{}:
+			default:
+			}
+			return nil // lost on its way to the container; its SYN comes again
+		}
+	})
+	c := r.container(1, set(t))
+	server, _ := tcpServer(t, c.Namespace, c.addr.String()+":0")
+	forward := tcp("192.0.2.1:8080", server.Port())
+	if err := r.e.AddForward(c.addr, forward); err != nil {
+		t.Fatal(err)
+	}
+	near, err := dialIn(r, r.world, "192.0.2.1:8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	next(t, tried)
+	if !r.e.RemoveForward("c1", "tcp", forward.Host) {
+		t.Fatal("nothing was removed")
+	}
+	lossy.Store(false)
+	if _, err := near.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the client reads %v, want a reset", err)
+	}
 }
 
 func TestForwardIsOutOfReachFromInside(t *testing.T) {
