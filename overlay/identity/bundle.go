@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 )
 
 // systemBundles are where distributions keep all the roots that they trust, in
@@ -39,13 +40,16 @@ func SystemRoots() ([]byte, error) {
 func (k *Keeper) KeepBundle(ctx context.Context, path string) {
 	for {
 		trust, changed := k.Trust()
+		var again <-chan time.Time
 		if trust != "" {
 			if err := writeBundle(path, trust); err != nil {
-				k.o.Log.Error("bundle of roots for containers", "file", path, "err", err)
+				k.o.Log.Error("bundle of roots for containers", "file", path, "err", err, "retry_in", k.bundleAgain)
+				again = time.After(k.bundleAgain)
 			}
 		}
 		select {
 		case <-changed:
+		case <-again:
 		case <-ctx.Done():
 			return
 		}

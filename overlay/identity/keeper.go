@@ -74,6 +74,8 @@ type Keeper struct {
 	bootID string
 	wake   chan struct{} // capacity 1
 
+	bundleAgain time.Duration // longPause, but in a test
+
 	renewed, failed atomic.Uint64
 
 	mu      sync.Mutex // guards the fields below
@@ -86,7 +88,7 @@ type Keeper struct {
 
 // Open reads the pairs that are in the directory.
 func Open(o Options) (*Keeper, error) {
-	k := &Keeper{o: o, wake: make(chan struct{}, 1), entries: map[string]*entry{}, trusted: make(chan struct{})}
+	k := &Keeper{o: o, wake: make(chan struct{}, 1), bundleAgain: longPause, entries: map[string]*entry{}, trusted: make(chan struct{})}
 	var err error
 	if k.bootID, err = o.Clock.BootID(); err != nil {
 		return nil, err

@@ -279,3 +279,50 @@ func TestBundleFollowsTrust(t *testing.T) {
 		t.Errorf("joined %q", got)
 	}
 }
+
+// A bundle that could not be written for a moment is there when it can, though what is
+// trusted does not change.
+func TestBundleThatCannotBeWritten(t *testing.T) {
+	tried := make(chan struct{}, 1)
+	k, err := Open(Options{Dir: t.TempDir(), Clock: newHost(), Issuer: newHost(), Log: slog.New(told(tried))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.bundleAgain = time.Millisecond
+	dir := filepath.Join(t.TempDir(), "trust")
+	if err := os.WriteFile(dir, nil, 0o600); err != nil { // in the directory's place
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var ended sync.WaitGroup
+	defer ended.Wait()
+	defer cancel()
+	ended.Go(func() { k.Run(ctx) })
+	ended.Go(func() { k.KeepBundle(ctx, filepath.Join(dir, "bundle")) })
+	select {
+	case <-tried:
+	case <-time.After(10 * time.Second):
+		t.Fatal("nothing is said of a bundle that cannot be written")
+	}
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	(&rig{T: t}).until("the bundle", func() bool {
+		b, err := os.ReadFile(filepath.Join(dir, "bundle"))
+		return err == nil && strings.HasSuffix(string(b), "trust")
+	})
+}
+
+// told is a log that says that there is something in it.
+type told chan struct{}
+
+func (c told) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelError }
+func (c told) WithAttrs([]slog.Attr) slog.Handler               { return c }
+func (c told) WithGroup(string) slog.Handler                    { return c }
+func (c told) Handle(context.Context, slog.Record) error {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+	return nil
+}
