@@ -232,12 +232,14 @@ func TestRefusals(t *testing.T) {
 			db + "  org acme / space prod\n  " + dbStage + "  org acme / space stage\n"},
 		{"the server's rule", "add-network-policy web cache --protocol tcp --port 9000-8000", nil, "mapper: validate policies: invalid port range 9000-8000, start must be less than or equal to end\n"},
 		{"too high", "add-network-policy web cache --protocol tcp --port 70000", nil, "mapper: validate policies: invalid end port 70000, must be in range 1-65535\n"},
-		{"a wrong token", "apps", []string{"TULLE_TOKEN=wrong"}, "failed to verify token with uaa\n"},
+		{"a wrong token", "apps", []string{"TULLE_TOKEN=wrong"}, "failed to verify token with uaa\n" +
+			"SERVER does not take the token of TULLE_TOKEN: it is another server's, was removed or has expired\n"},
 		{"no token", "apps", []string{"TULLE_TOKEN="}, "no token: name its file with --token-file or TULLE_TOKEN_FILE, or put it into TULLE_TOKEN\n"},
 		{"no such source", "network-policies --source nope", nil, "App 'nope' not found\n"},
 	} {
 		s := newServer(t)
 		got := s.tulle(c.line, c.env...)
+		got.err = strings.ReplaceAll(got.err, s.URL, "SERVER")
 		if got.status != 1 || got.err != c.want || !strings.HasSuffix(got.out, "FAILED\n") {
 			t.Errorf("%s: status %d, stdout %q, stderr %q, want %q", c.name, got.status, got.out, got.err, c.want)
 		}

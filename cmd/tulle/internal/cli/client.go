@@ -27,6 +27,7 @@ const (
 type client struct {
 	base  string
 	token string
+	from  string // where the token is from
 	http  *http.Client
 }
 
@@ -38,7 +39,7 @@ func (p *program) client() (*client, error) {
 		return nil, fmt.Errorf("server %q: must be a URL such as https://policy.example:4002", base)
 	}
 	c := &client{base: strings.TrimSuffix(base, "/"), http: &http.Client{Timeout: time.Minute}}
-	if c.token, err = p.token(); err != nil {
+	if c.token, c.from, err = p.token(); err != nil {
 		return nil, err
 	}
 	if file := first(p.ca, p.env(envCA)); file != "" {
@@ -60,26 +61,26 @@ func (p *program) client() (*client, error) {
 	return c, nil
 }
 
-// token is the flag's, else the environment's.
-func (p *program) token() (string, error) {
+// token is the flag's, else the environment's, and from says where it is from.
+func (p *program) token() (token, from string, err error) {
 	file := p.tokenFile
 	if file == "" {
 		if t := p.env(envToken); t != "" {
-			return t, nil
+			return t, envToken, nil
 		}
 		if file = p.env(envTokenFile); file == "" {
-			return "", fmt.Errorf("no token: name its file with --token-file or %s, or put it into %s", envTokenFile, envToken)
+			return "", "", fmt.Errorf("no token: name its file with --token-file or %s, or put it into %s", envTokenFile, envToken)
 		}
 	}
 	b, err := os.ReadFile(file)
 	if err != nil {
-		return "", fmt.Errorf("read the token: %w", err)
+		return "", "", fmt.Errorf("read the token: %w", err)
 	}
 	t := strings.TrimSpace(string(b))
 	if t == "" || strings.ContainsAny(t, "\r\n") {
-		return "", fmt.Errorf("read the token: %s must hold one line", file)
+		return "", "", fmt.Errorf("read the token: %s must hold one line", file)
 	}
-	return t, nil
+	return t, file, nil
 }
 
 func first(values ...string) string {
@@ -150,7 +151,12 @@ func (c *client) try(ctx context.Context, method, path string, body []byte, into
 		return false, fmt.Errorf("the answer of the policy server at %s is longer than %d bytes", c.base, maxAnswer)
 	}
 	if resp.StatusCode >= 400 {
-		return retriable(resp.StatusCode), refused(resp, answer)
+		err := refused(resp, answer)
+		if resp.StatusCode == http.StatusUnauthorized {
+			// The text is the original's, also where there is no UAA.
+			err.text += fmt.Sprintf("\n%s does not take the token of %s: it is another server's, was removed or has expired", c.base, c.from)
+		}
+		return retriable(resp.StatusCode), err
 	}
 	if into == nil {
 		return false, nil
@@ -181,14 +187,14 @@ func (e *statusError) Error() string { return e.text }
 
 // refused is the error for a status: the server's text where the status is one
 // of those it gives to people, else all there is to know.
-func refused(resp *http.Response, body []byte) error {
+func refused(resp *http.Response, body []byte) *statusError {
 	text, ok := api.ParseError(body)
 	if !ok {
 		text = strings.TrimSpace(string(body))
 	}
 	switch resp.StatusCode {
 	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden,
-		http.StatusNotAcceptable, http.StatusConflict:
+		http.StatusNotFound, http.StatusNotAcceptable, http.StatusConflict:
 		if ok {
 			return &statusError{resp.StatusCode, text}
 		}

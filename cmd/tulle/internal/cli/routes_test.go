@@ -118,7 +118,7 @@ func TestRouteCommandsRefuse(t *testing.T) {
 		"map-route web apps.internal --hostname web --port 80":           "internal domains have no ports",
 		"map-route web apps.internal --hostname web --wait 1h":           "Incorrect Usage: --wait must be from 0s to 10m0s",
 		"map-route nobody apps.internal --hostname web":                  "App 'nobody' not found",
-		"map-route web example.com --hostname web":                       "Mapping route web.example.com to app web in org acme / space prod as ops...\nUnexpected Response\nResponse code: 404\n",
+		"map-route web example.com --hostname web":                       "Mapping route web.example.com to app web in org acme / space prod as ops...\nadd routes: not found: example.com is no internal domain\n",
 		"unmap-route web apps.internal --hostname web --space elsewhere": "App 'web' not found",
 		"create-domain 10.in-addr.arpa":                                  `"10.in-addr.arpa": addresses are looked up there`,
 		"routes more":                                                    `Incorrect Usage: unexpected argument "more"`,
