@@ -126,14 +126,18 @@ func initialise(dir string, c *config) (err error) {
 	return give(dir, made...)
 }
 
-// writeNew writes a file that is not there yet, for its owner alone.
+// writeNew writes a file that is not there yet, for its owner alone: all of it or
+// none, half a backup would pass for one.
 func writeNew(path string, text []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(text)
-	return errors.Join(err, f.Sync(), f.Close())
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
 }
 
 // file is the configuration as init writes it: what an operator may want to
