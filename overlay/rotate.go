@@ -128,7 +128,7 @@ func (r *rotation) tell(step control.RotationStep, change func(*control.Rotation
 	if moved || !slices.Equal(r.state.Waiting, before.Waiting) || !r.state.Until.Equal(before.Until) || !slices.Equal(r.state.Static, before.Static) {
 		r.tellLocked()
 	}
-	if moved {
+	if moved && step != control.RotationFailed { // whoever fails logs why
 		r.l.d.log.Info("tunnel key is rotated", "step", step, "old", r.state.Old, "new", r.state.New)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -320,6 +321,20 @@ func TestKeyRotationLosesNothing(t *testing.T) {
 	one.run()
 	if got := one.status().Key; got != current {
 		t.Errorf("after a restart the key is %s, want %s", got, current)
+	}
+}
+
+// The log does not say that a key is rotated where it was not.
+func TestKeyRotationThatFailedIsNotLoggedAsOne(t *testing.T) {
+	var log strings.Builder
+	r := &rotation{l: &life{d: &Daemon{log: slog.New(slog.NewTextHandler(&log, nil))}}, news: make(chan struct{})}
+	r.tell(control.RotationFailed, func(s *control.Rotation) { s.Error = "the disk is full" })
+	if log.Len() != 0 {
+		t.Errorf("logged %s", log.String())
+	}
+	r.tell(control.RotationTells, nil)
+	if !strings.Contains(log.String(), "tunnel key is rotated") {
+		t.Errorf("logged %q", log.String())
 	}
 }
 
