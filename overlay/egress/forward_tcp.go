@@ -89,8 +89,10 @@ func (f *forward) connect(s *stream, client netip.AddrPort) {
 func (f *forward) stands() bool {
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
-	return f.fs.all[HostService{f.Host, f.Protocol}] == f
+	return f.standsLocked()
 }
+
+func (f *forward) standsLocked() bool { return f.fs.all[HostService{f.Host, f.Protocol}] == f }
 
 // haste is how long a container's IPv6 is waited for that never answered before: its
 // kernel is on this host, but may have none.

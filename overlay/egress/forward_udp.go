@@ -97,6 +97,9 @@ func (f *forward) client(c *container, port uint16, client netip.AddrPort, where
 	fs, now := f.fs, f.fs.e.opt.Now()
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
+	if !f.standsLocked() {
+		return as, false // what would be noted nobody would forget
+	}
 	if p := f.clients[client]; p != nil {
 		p.last = now
 		if !bytes.Equal(p.where, where) {
