@@ -52,6 +52,16 @@ type Authority struct {
 	trust []byte              // PEM, of trust.pem
 	key   crypto.Signer
 	now   func() time.Time
+
+	issued time.Time // said of cells' credentials; zero: now
+}
+
+// IssuedAt is the authority that says of the credentials of cells that they were
+// issued at t: revocations go by the clock of who keeps them, not by that of who signs.
+func (a *Authority) IssuedAt(t time.Time) *Authority {
+	b := *a
+	b.issued = t
+	return &b
 }
 
 // Roots is the control plane's three authorities.
@@ -244,10 +254,14 @@ func (a *Authority) cell(name string, spaces []Space) (*x509.Certificate, error)
 	if err := CheckCellName(name); err != nil {
 		return nil, err
 	}
+	issued := a.issued
+	if issued.IsZero() {
+		issued = a.now()
+	}
 	tmpl := &x509.Certificate{
 		Subject:     pkix.Name{Organization: []string{"Tulle"}, CommonName: name},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-		URIs:        []*url.URL{uri(RoleCell, name), uri(issuedHost, strconv.FormatInt(a.now().UnixMicro(), 10))},
+		URIs:        []*url.URL{uri(RoleCell, name), uri(issuedHost, strconv.FormatInt(issued.UnixMicro(), 10))},
 	}
 	for _, s := range spaces {
 		tmpl.URIs = append(tmpl.URIs, s.uri())

@@ -276,6 +276,79 @@ func (b *lateBody) Read(p []byte) (int, error) {
 	return b.Reader.Read(p)
 }
 
+// TestRevocationByOtherClocks: what is issued before a revocation is void, and what
+// is issued after it is good, however far the server's clock and the database's are
+// from each other.
+func TestRevocationByOtherClocks(t *testing.T) {
+	key, request, err := ca.NewRequest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, off := range map[string]time.Duration{"the database's is behind": -time.Minute, "it is ahead": time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			r := newCellsRigBy(t, func() time.Time { return time.Now().Add(off) })
+			revoke := func() {
+				t.Helper()
+				if _, err := r.store.RevokeCell(t.Context(), "cell-1"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			post := func(path string, body, into any) {
+				t.Helper()
+				text, err := json.Marshal(body)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, answer := r.do(r.cell("other", "*"), "POST", path, text)
+				if err := json.Unmarshal([]byte(answer), into); err != nil || got.StatusCode != 200 {
+					t.Fatalf("%s: %d %s", path, got.StatusCode, answer)
+				}
+			}
+			// expect asks with a credential until a revocation has come to the server.
+			expect := func(what, certificate string, status int) {
+				t.Helper()
+				c := r.as(&ca.Credential{CertPEM: []byte(certificate), KeyPEM: key})
+				for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+					got, text := r.do(c, "GET", "/networking/v1/internal/policies", nil)
+					if got.StatusCode == status {
+						return
+					}
+					if time.Now().After(deadline) {
+						t.Fatalf("%s: %d %s, want %d", what, got.StatusCode, text, status)
+					}
+				}
+			}
+			join := func() string {
+				t.Helper()
+				secret := ca.NewJoinToken(r.roots.Server).SecretText()
+				if err := r.store.AddJoinToken(t.Context(), store.JoinToken{Sum: ca.SecretSum(secret), Cell: "cell-1", Spaces: []string{"*"},
+					Lifetime: time.Hour, Expires: time.Now().Add(time.Hour)}); err != nil {
+					t.Fatal(err)
+				}
+				var joined api.Joined
+				post(api.PathJoin, api.Join{Secret: secret, Request: string(request)}, &joined)
+				return joined.Certificate
+			}
+			first := join()
+			expect("joined", first, 200)
+			text, err := json.Marshal(api.Renewal{Request: string(request)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, answer := r.do(r.as(&ca.Credential{CertPEM: []byte(first), KeyPEM: key}), "POST", cellPath+"cell-1/credential", text)
+			var renewed api.Renewed
+			if err := json.Unmarshal([]byte(answer), &renewed); err != nil || got.StatusCode != 200 {
+				t.Fatalf("renewal: %d %s", got.StatusCode, answer)
+			}
+			expect("renewed", renewed.Certificate, 200)
+			revoke()
+			expect("joined before", first, 403)
+			expect("renewed before", renewed.Certificate, 403)
+			expect("joined after", join(), 200)
+		})
+	}
+}
+
 // TestRevokedWhileTheServerWasDown: a server that starts knows what was revoked.
 func TestRevokedWhileTheServerWasDown(t *testing.T) {
 	var old *ca.Credential

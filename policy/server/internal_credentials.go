@@ -50,7 +50,7 @@ func (in *Internal) join(w http.ResponseWriter, r *http.Request) error {
 		}
 		spaces = append(spaces, s)
 	}
-	certificate, err := in.issuer.SignCell([]byte(req.Request), token.Cell, spaces, token.Lifetime)
+	certificate, err := in.issuer.IssuedAt(token.Redeemed).SignCell([]byte(req.Request), token.Cell, spaces, token.Lifetime)
 	if err != nil {
 		return fmt.Errorf("sign credential of %s: %w", token.Cell, err)
 	}
@@ -68,17 +68,20 @@ func (in *Internal) postCredential(w http.ResponseWriter, r *http.Request, cell 
 	if in.issuer == nil {
 		return errNoIssuer
 	}
-	lifetime := r.TLS.PeerCertificates[0].NotAfter.Sub(cell.Issued)
-	certificate, err := in.issuer.SignCell([]byte(req.Request), cell.Name, cell.Spaces, lifetime)
-	if errors.Is(err, ca.ErrRequest) {
+	// A request that cannot be signed is none to be recorded.
+	if _, err := in.issuer.SignCell([]byte(req.Request), "probe", nil, time.Minute); err != nil {
 		return badRequest(err.Error())
 	}
+	old := r.TLS.PeerCertificates[0]
+	lifetime := old.NotAfter.Sub(old.NotBefore.Add(ca.Backdate))
+	// Recorded before it is given away. What cannot be recorded is not given.
+	issued, err := in.store.CredentialRenewed(r.Context(), cell.Name, lifetime)
+	if err != nil {
+		return err
+	}
+	certificate, err := in.issuer.IssuedAt(issued).SignCell([]byte(req.Request), cell.Name, cell.Spaces, lifetime)
 	if err != nil {
 		return fmt.Errorf("sign credential of %s: %w", cell.Name, err)
-	}
-	// Recorded before it is given away. What cannot be recorded is not given.
-	if err := in.store.CredentialRenewed(r.Context(), cell.Name, time.Now().Add(lifetime)); err != nil {
-		return err
 	}
 	in.log.Info("credential renewed", "cell", cell.Name)
 	return answerCell(w, api.Renewed{Certificate: string(certificate)})

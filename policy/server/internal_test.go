@@ -36,9 +36,15 @@ type cellsRig struct {
 
 func newCellsRig(t *testing.T, before ...func(store.Store, *ca.Roots)) *cellsRig {
 	t.Helper()
+	return newCellsRigBy(t, nil, before...)
+}
+
+// newCellsRigBy is newCellsRig with a store that has a clock of its own.
+func newCellsRigBy(t *testing.T, now func() time.Time, before ...func(store.Store, *ca.Roots)) *cellsRig {
+	t.Helper()
 	s, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "tulle.db"), sqlite.Options{Lease: store.LeaseConfig{
 		Network: netip.MustParsePrefix("10.255.0.0/16"), Bits: 24, Lifetime: time.Hour,
-	}})
+	}, Now: now})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -199,8 +199,8 @@ func (s *steadyStore) RedeemJoinToken(ctx context.Context, sum string) (store.Jo
 	return alter(ctx, s, func(ctx context.Context) (store.JoinToken, error) { return s.Store.RedeemJoinToken(ctx, sum) })
 }
 
-func (s *steadyStore) CredentialRenewed(ctx context.Context, cell string, expires time.Time) error {
-	return changing(ctx, s, func(ctx context.Context) error { return s.Store.CredentialRenewed(ctx, cell, expires) })
+func (s *steadyStore) CredentialRenewed(ctx context.Context, cell string, lifetime time.Duration) (time.Time, error) {
+	return alter(ctx, s, func(ctx context.Context) (time.Time, error) { return s.Store.CredentialRenewed(ctx, cell, lifetime) })
 }
 
 func (s *steadyStore) RevokeCell(ctx context.Context, cell string) (api.Revocation, error) {

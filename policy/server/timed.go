@@ -221,9 +221,8 @@ func (t *timedStore) RedeemJoinToken(ctx context.Context, sum string) (store.Joi
 	return observe(t, "redeem_join_token", func() (store.JoinToken, error) { return t.Store.RedeemJoinToken(ctx, sum) })
 }
 
-func (t *timedStore) CredentialRenewed(ctx context.Context, cell string, expires time.Time) error {
-	_, err := observe(t, "credential_renewed", func() (nothing, error) { return nothing{}, t.Store.CredentialRenewed(ctx, cell, expires) })
-	return err
+func (t *timedStore) CredentialRenewed(ctx context.Context, cell string, lifetime time.Duration) (time.Time, error) {
+	return observe(t, "credential_renewed", func() (time.Time, error) { return t.Store.CredentialRenewed(ctx, cell, lifetime) })
 }
 
 func (t *timedStore) RevokeCell(ctx context.Context, cell string) (api.Revocation, error) {

@@ -14,6 +14,7 @@ type JoinToken struct {
 	Spaces   []string      `json:"spaces"`   // that the cell may host, as ca.ParseSpace reads them
 	Lifetime time.Duration `json:"lifetime"` // of the credential
 	Expires  time.Time     `json:"expires"`
+	Redeemed time.Time     `json:"-"` // when it was, by the store's clock
 }
 
 // CredentialStore keeps what is to be known of cells' credentials besides what
@@ -24,9 +25,10 @@ type CredentialStore interface {
 	// RedeemJoinToken takes a token away and gives what it was good for.
 	// ErrNotFound when it is unknown, used or expired; that is all one answer.
 	RedeemJoinToken(ctx context.Context, sum string) (JoinToken, error)
-	// CredentialRenewed records that a cell got a new credential for its old one.
-	// ErrRevoked, as from any change that a cell asks for, when that is void.
-	CredentialRenewed(ctx context.Context, cell string, expires time.Time) error
+	// CredentialRenewed records that a cell gets a new credential for its old one, and
+	// says when it is to be issued: by the store's clock, as revocations are. ErrRevoked,
+	// as from any change that a cell asks for, when the old one is void.
+	CredentialRenewed(ctx context.Context, cell string, lifetime time.Duration) (issued time.Time, err error)
 	// RevokeCell makes every credential of the cell void that was issued until
 	// now, and ends its lease. Its subnet is given to nobody before the lease would
 	// have run out: the host may go on using it.

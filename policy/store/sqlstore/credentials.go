@@ -40,7 +40,7 @@ func (d *db) AddJoinToken(ctx context.Context, token store.JoinToken) error {
 
 func (d *db) RedeemJoinToken(ctx context.Context, sum string) (token store.JoinToken, err error) {
 	_, err = d.write(ctx, "redeem join token", func(t *tx) error {
-		token = store.JoinToken{Sum: sum}
+		token = store.JoinToken{Sum: sum, Redeemed: micros(t.now.UnixMicro())}
 		var spaces string
 		var seconds, expires int64
 		known, err := found(t.QueryRowContext(ctx, `SELECT cell, spaces, lifetime, expires FROM join_tokens WHERE sum = ? AND expires > ?`,
@@ -61,12 +61,13 @@ func (d *db) RedeemJoinToken(ctx context.Context, sum string) (token store.JoinT
 	return token, err
 }
 
-func (d *db) CredentialRenewed(ctx context.Context, cell string, expires time.Time) error {
-	_, err := d.write(ctx, "record the credential of "+cell, func(t *tx) error {
-		t.audit(api.CellRenew, cell, nil, auditCredential{Expires: expires.UTC()})
+func (d *db) CredentialRenewed(ctx context.Context, cell string, lifetime time.Duration) (issued time.Time, err error) {
+	_, err = d.write(ctx, "record the credential of "+cell, func(t *tx) error {
+		issued = micros(t.now.UnixMicro())
+		t.audit(api.CellRenew, cell, nil, auditCredential{Expires: issued.Add(lifetime)})
 		return nil
 	})
-	return err
+	return issued, err
 }
 
 func (d *db) RevokeCell(ctx context.Context, name string) (r api.Revocation, err error) {

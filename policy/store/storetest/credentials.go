@@ -53,6 +53,7 @@ func aJoinTokenIsGoodOnce(t *testing.T, open Open) {
 	if len(won) != 1 {
 		t.Fatalf("%d redeemed the token, want one", len(won))
 	}
+	token.Redeemed = f.clock.Now().UTC()
 	if diff := cmp.Diff(token, won[0]); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -69,7 +70,10 @@ func aJoinTokenIsGoodOnce(t *testing.T, open Open) {
 	if _, err := f.RedeemJoinToken(t.Context(), "void"); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("of a revoked cell: %v", err)
 	}
-	f.must(f.CredentialRenewed(t.Context(), "cell-1", f.clock.Now()))
+	issued, err := f.CredentialRenewed(t.Context(), "cell-1", time.Hour)
+	if f.must(err); !issued.Equal(f.clock.Now()) {
+		t.Errorf("issued at %s, want %s by the store's clock", issued, f.clock.Now())
+	}
 	entries, err := f.Audit(t.Context(), 0, 100)
 	f.must(err)
 	var actions []api.Action
@@ -150,7 +154,7 @@ func revokedCellsChangeNothing(t *testing.T, open Open) {
 		for what, change := range map[string]func(context.Context) error{
 			"lease":      func(ctx context.Context) error { _, err := f.Lease(ctx, "cell-1", ask); return err },
 			"release":    func(ctx context.Context) error { return f.ReleaseLease(ctx, "cell-1") },
-			"credential": func(ctx context.Context) error { return f.CredentialRenewed(ctx, "cell-1", f.clock.Now()) },
+			"credential": func(ctx context.Context) error { _, err := f.CredentialRenewed(ctx, "cell-1", time.Hour); return err },
 			"tag":        func(ctx context.Context) error { _, err := f.Tag(ctx, "router", "router"); return err },
 			"secrets":    func(ctx context.Context) error { return f.PutSecrets(ctx, "cell-1", api.SecretsRequest{}) },
 			"endpoints": func(ctx context.Context) error {
