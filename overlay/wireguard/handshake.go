@@ -177,10 +177,10 @@ func (t *Tunnel) begin(p *peer) {
 }
 
 // beginLocked sends an initiation. Within the time that one may take to be answered,
-// another follows when that time is over.
+// this end's or one that the peer began since, another follows when that time is over.
 func (t *Tunnel) beginLocked(p *peer, now int64) {
 	if p.begun != 0 && now-p.begun < rekeyTimeout {
-		if p.retry == 0 {
+		if p.retry <= now {
 			p.retry = p.begun + rekeyTimeout + jitter()
 		}
 		return

@@ -90,6 +90,39 @@ func TestHandshakesThatCross(t *testing.T) {
 	}
 }
 
+// One that the peer began is waited for as long as one of this end's own, and that is no
+// attempt after the other: what waits for a session is not given up.
+func TestPeersHandshakeThatComesToNothing(t *testing.T) {
+	net, a, b := pair(t)
+	var lose atomic.Bool
+	lose.Store(true)
+	net.SetHook(func(d *udptest.Datagram) udptest.Fate {
+		if lose.Load() && d.From == a.conn.Local() {
+			return udptest.Drop
+		}
+		return udptest.Deliver
+	})
+	a.send(b, "waiting")
+	later(4900*time.Millisecond, a, b)
+	b.send(a, "too") // which a answers, but b does not hear
+	for range 48 {
+		later(100*time.Millisecond, a)
+	}
+	a.tunnel.mu.Lock()
+	p := a.tunnel.peers[b.name]
+	staged, attempts := len(p.staged), p.attempts
+	a.tunnel.mu.Unlock()
+	if staged != 1 || attempts > 1 {
+		t.Errorf("%d frames wait, after %d attempts", staged, attempts)
+	}
+	lose.Store(false)
+	for range 10 {
+		later(100*time.Millisecond, a)
+	}
+	b.expect(a, "waiting")
+	a.expect(b, "too")
+}
+
 // Over ten minutes of frames in both directions the session is renewed every two,
 // and not one frame is lost or comes out of turn.
 func TestRekeyUnderTraffic(t *testing.T) {
