@@ -114,6 +114,12 @@ func serve(t *testing.T, d *daemon, a *Authorizer) (path string, stop func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return path, serveOn(t, l, d, a)
+}
+
+// serveOn is serve on a listener.
+func serveOn(t *testing.T, l net.Listener, d *daemon, a *Authorizer) (stop func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	s := &Server{Handler: d, Authorizer: a, Log: slog.New(slog.DiscardHandler)}
@@ -125,7 +131,36 @@ func serve(t *testing.T, d *daemon, a *Authorizer) (path string, stop func()) {
 		}
 	})
 	t.Cleanup(stop)
-	return path, stop
+	return stop
+}
+
+// failing is a listener of which the first accepts end with these errors.
+type failing struct {
+	net.Listener
+	errs []unix.Errno
+}
+
+func (f *failing) Accept() (net.Conn, error) {
+	if len(f.errs) == 0 {
+		return f.Listener.Accept()
+	}
+	err := f.errs[0]
+	f.errs = f.errs[1:]
+	return nil, &net.OpError{Op: "accept", Net: "unix", Err: os.NewSyscallError("accept4", err)}
+}
+
+// A daemon that is out of descriptors or of memory for a moment answers behind it.
+func TestServeThroughErrorsThatPass(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "celld.sock")
+	l, err := Listen(path, 0o660)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := serveOn(t, &failing{l, []unix.Errno{unix.EMFILE, unix.ENOMEM, unix.ENOBUFS}}, &daemon{}, everyone())
+	if _, err := dial(t, path).List(t.Context()); err != nil {
+		t.Error(err)
+	}
+	stop()
 }
 
 func everyone() *Authorizer { return NewAuthorizer(uint32(os.Getuid()), nil) }

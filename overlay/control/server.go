@@ -105,8 +105,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			return nil
 		}
 		if err != nil {
-			// Out of descriptors, most likely: every connection that ends mends it.
-			if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ECONNABORTED) {
+			if passes(err) {
 				s.Log.Warn("accept", "err", err)
 				if wait(ctx, 100*time.Millisecond) {
 					continue
@@ -131,6 +130,18 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			s.serveConn(ctx, uc)
 		})
 	}
+}
+
+// passes says of an error of accept(2) that the next may do: out of descriptors, which
+// every connection that ends mends, or of memory. It must not end the daemon, and with
+// it every container's network.
+func passes(err error) bool {
+	for _, e := range []unix.Errno{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 func wait(ctx context.Context, d time.Duration) bool {
