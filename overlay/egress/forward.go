@@ -133,7 +133,7 @@ func (fs *forwards) add(c *container, f Forward) error {
 		return fmt.Errorf("%w: %v/%s: another process of this host has it", ErrTaken, f.Host, f.Protocol)
 	}
 	if err != nil {
-		return fmt.Errorf("%w %v: %w", ErrForward, f, err)
+		return f.explain(err)
 	}
 	nf := &forward{Forward: f, fs: fs, who: c.who, f: file, done: make(chan struct{}), clients: map[netip.AddrPort]*peer{}}
 	if nf.raw, err = file.SyscallConn(); err != nil {
@@ -149,6 +149,15 @@ func (fs *forwards) add(c *container, f Forward) error {
 		}
 	}()
 	return nil
+}
+
+// explain says why a port could not be bound.
+func (f Forward) explain(err error) error {
+	const lowest = 1024 // of those that Linux gives to everybody, unless it is told otherwise
+	if port := f.Host.Port(); errors.Is(err, unix.EACCES) && port < lowest {
+		return fmt.Errorf("%w %v: %w; ports below %d are the kernel's to allow, as root: sysctl -w net.ipv4.ip_unprivileged_port_start=%d", ErrForward, f, err, lowest, port)
+	}
+	return fmt.Errorf("%w %v: %w", ErrForward, f, err)
 }
 
 // holderLocked is the forward that has the port on one of the addresses.
