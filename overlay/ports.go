@@ -24,6 +24,10 @@ func (l *life) AddPort(ctx context.Context, p control.Peer, r control.PortAdd) e
 	if err := l.d.auth.Detach(p, e.UID, e.App); err != nil {
 		return err
 	}
+	if r.TLS && e.TLS != nil && e.TLS.Off == "" {
+		return control.Errorf(control.CodeBadRequest, "port %d of container %s is the cell's TLS proxy's, which closes every client that no policy names, as all of a forwarded port: "+
+			"forward the app's own port, or attach the container without TLS (tulle run --no-tls) and let the app end it", control.TLSPort, r.Container)
+	}
 	f := forwardOf(r.Port)
 	if slices.ContainsFunc(e.Ports, func(q control.Port) bool { return sameHostPort(q, r.Port) }) {
 		return control.Errorf(control.CodePortTaken, "container %s has port %v/%s already", r.Container, f.Host, f.Protocol)

@@ -69,6 +69,32 @@ func TestKeptPortWaitsForItsContainer(t *testing.T) {
 	}
 }
 
+// TestTLSPortIsForwardedOnlyToAnAppOfItsOwn: the proxy closes whoever is no app, so
+// a port of the host that leads to it would serve nobody.
+func TestTLSPortIsForwardedOnlyToAnAppOfItsOwn(t *testing.T) {
+	p := newPlane(t)
+	one := p.cell("one", "127.0.0.1", nil)
+	one.secured("web-1", "web", control.LifelineNone)
+	one.attach("db-1", "db", control.LifelineNone)
+	one.attachWith("old-1", "old", control.LifelineNone, func(r *control.Attach) { r.TLS = &control.TLS{Off: "the port is in use"} })
+	add := func(container string) error {
+		at := freePort(t)
+		return one.client().AddPort(t.Context(), control.PortAdd{Container: container,
+			Port: control.Port{HostIP: at.Addr(), HostPort: at.Port(), TLS: true}})
+	}
+	if err := add("web-1"); codeOf(err) != control.CodeBadRequest || !strings.Contains(err.Error(), "TLS proxy's") {
+		t.Errorf("to the proxy: %v", err)
+	}
+	if ports, err := one.client().Ports(t.Context()); err != nil || len(ports) != 0 {
+		t.Errorf("what was refused left %+v, %v", ports, err)
+	}
+	for _, container := range []string{"db-1", "old-1"} {
+		if err := add(container); err != nil {
+			t.Errorf("to %s, which has no proxy: %v", container, err)
+		}
+	}
+}
+
 func freePort(t *testing.T) netip.AddrPort {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

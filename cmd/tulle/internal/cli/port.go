@@ -50,7 +50,7 @@ func (p *program) portAdd() *cobra.Command {
 		Long: `Forwards a port of this host to one of a container's, TCP unless /udp is said. The
 container sees the client's own address. HOST is an address of this host; without
 it the port is bound on every IPv4 address. The container's TLS port, 61443, is
-asked for by its name: 443:tls.`,
+asked for by its name, 443:tls, where the app ends TLS itself.`,
 		Example: "  tulle port add run-web 8080:80\n  tulle port add run-dns 192.0.2.1:53:5353/udp",
 	}
 	var port control.Port
