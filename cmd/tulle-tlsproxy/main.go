@@ -111,9 +111,15 @@ func run(ctx context.Context, s settings, stdout, stderr io.Writer) error {
 	if s.proxy.MaxConnections <= 0 || s.proxy.HandshakeTimeout <= 0 || s.proxy.DialTimeout <= 0 || s.proxy.IdleTimeout <= 0 {
 		return errors.New("limits and timeouts must be larger than 0")
 	}
+	if s.drain < 0 {
+		return fmt.Errorf("--drain %s: must not be less than 0", s.drain)
+	}
 	s.proxy.Log = log
 	if s.cell {
 		return runCell(ctx, s, stdout, log)
+	}
+	if err := checkBackend(ctx, s.backend); err != nil {
+		return err
 	}
 	files, err := certs.Load(s.certificate, s.key, log)
 	if err != nil {
@@ -151,6 +157,18 @@ func run(ctx context.Context, s settings, stdout, stderr io.Writer) error {
 	case <-ctx.Done():
 	}
 	drain(proxy, s.drain, log)
+	return nil
+}
+
+// checkBackend refuses what no connection could ever be carried to.
+func checkBackend(ctx context.Context, address string) error {
+	_, port, err := net.SplitHostPort(address)
+	if err == nil {
+		_, err = net.DefaultResolver.LookupPort(ctx, "tcp", port)
+	}
+	if err != nil || port == "" || port == "0" {
+		return fmt.Errorf("--backend %q: must be host:port, such as %s", address, tlsproxy.DefaultBackend)
+	}
 	return nil
 }
 

@@ -180,12 +180,20 @@ func TestWrongStart(t *testing.T) {
 		"metrics taken":  {[]string{"--metrics", taken.Addr().String()}, "metrics: "},
 		"no limit":       {[]string{"--max-connections", "-1"}, "larger than 0"},
 		"an argument":    {[]string{"extra"}, "extra"},
+		"no backend":     {[]string{"--backend", "nonsense"}, "--backend \"nonsense\": must be host:port"},
+		"backend's port": {[]string{"--backend", "127.0.0.1:70000"}, "must be host:port"},
+		"no port":        {[]string{"--backend", "127.0.0.1:"}, "must be host:port"},
+		"port zero":      {[]string{"--backend", "127.0.0.1:0"}, "must be host:port"},
+		"drain":          {[]string{"--drain", "-1s"}, "--drain -1s"},
 	} {
 		cmd := command()
 		cmd.SetArgs(append(good[:len(good):len(good)], row.args...))
 		cmd.SetOut(io.Discard)
 		cmd.SetErr(io.Discard)
-		if err := cmd.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), row.says) {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // one that starts is no hang
+		err := cmd.ExecuteContext(ctx)
+		cancel()
+		if err == nil || !strings.Contains(err.Error(), row.says) {
 			t.Errorf("%s: %v, want %q in it", name, err, row.says)
 		}
 	}
