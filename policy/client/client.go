@@ -221,7 +221,7 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 	}
 	resp, err := c.client().Do(req)
 	if err != nil {
-		return err
+		return c.explain(err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode/100 != 2 {
@@ -234,6 +234,15 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 		return fmt.Errorf("read answer: %w", err)
 	}
 	return nil
+}
+
+// explain names an expired credential where a request got no answer. The server's
+// alert may come too late to be read: then all that is seen is a broken pipe.
+func (c *Client) explain(err error) error {
+	if _, ends, unread := ca.CellLife(c.opt.Credentials); unread == nil && !time.Now().Before(ends) {
+		return fmt.Errorf("%w; the credential in %s expired on %s: get another, tulle-celld join", err, c.opt.Credentials, ends.Format(time.RFC3339))
+	}
+	return err
 }
 
 func statusError(resp *http.Response) error {

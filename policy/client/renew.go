@@ -16,10 +16,11 @@ var errRenewed = errors.New("the credential was renewed")
 
 // A credential is renewed when two thirds of its life are over; what fails is
 // tried again after a tenth of what is left, but neither sooner nor later than
-// this.
+// this. After its end only another clock than ours, or another file, can help.
 const (
 	renewSoonest = 500 * time.Millisecond
 	renewLatest  = time.Hour
+	renewExpired = time.Minute
 )
 
 // renew keeps the credential from expiring until ctx ends.
@@ -49,6 +50,9 @@ func (c *Client) renewOnce(ctx context.Context) time.Duration {
 	}
 	if err := c.replaceCredential(ctx); err != nil {
 		next := min(max(ends.Sub(now)/10, renewSoonest), renewLatest)
+		if !now.Before(ends) {
+			next = renewExpired
+		}
 		if ctx.Err() == nil {
 			c.opt.Log.Error("credential not renewed", "error", err, "expires", ends, "retry_in", next)
 		}
