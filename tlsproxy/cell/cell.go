@@ -137,8 +137,11 @@ func (f *Fleet) reconcile(ctx context.Context, client *control.Client, list cont
 		}
 		got, sockets, err := client.TLSSockets(ctx, control.TLSSockets{Container: name})
 		var refusal *control.Error
-		if errors.As(err, &refusal) && refusal.Code == control.CodeNotFound {
-			continue // it ended since
+		if errors.As(err, &refusal) && refusal.Code != control.CodeNotAllowed {
+			if refusal.Code != control.CodeNotFound { // it ended since
+				f.o.Log.Warn("sockets of a container not to be had", "container", name, "error", err)
+			}
+			continue
 		}
 		if err != nil {
 			return err

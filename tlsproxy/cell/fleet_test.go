@@ -262,3 +262,65 @@ func TestFleetFollowsTheDaemon(t *testing.T) {
 	}
 	until("that it is seen", func() bool { c := fleet.get("c1"); return c != nil && c.quiet.Load() })
 }
+
+// half is a daemon that cannot give out the sockets of one of its two containers.
+type half struct {
+	*daemon
+	again chan struct{} // closed when it is asked what there is beside what it said
+	once  sync.Once
+}
+
+func (h *half) TLSList(ctx context.Context, q control.TLSList) (control.TLSContainers, error) {
+	if q.Version == 1 {
+		h.once.Do(func() { close(h.again) })
+		<-ctx.Done()
+	}
+	return control.TLSContainers{Version: 1, Containers: map[string]uint64{"c1": 1, "c2": 1}}, nil
+}
+
+func (h *half) TLSSockets(ctx context.Context, q control.TLSSockets) (control.TLSContainer, *mint.Sockets, error) {
+	if q.Container == "c2" {
+		return control.TLSContainer{}, nil, unix.EMFILE
+	}
+	return h.daemon.TLSSockets(ctx, q)
+}
+
+// What the daemon cannot do for one container is no end of the connection, and nothing
+// that the others wait for.
+func TestFleetWithoutOneContainersSockets(t *testing.T) {
+	ns := nstest.New(t)
+	d := &half{daemon: &daemon{life: time.Hour}, again: make(chan struct{})}
+	if err := ns.Do(func() (err error) { d.sockets, err = mint.Create(control.TLSPort); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer d.sockets.Close()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := control.Listen(socket, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	server := &control.Server{TLS: d, Authorizer: control.NewAuthorizer(uint32(unix.Getuid()), nil), Log: log}
+	wg.Go(func() { server.Serve(ctx, l) })
+	proxy, ready := tlsproxy.New(tlsproxy.Options{Log: log}), make(chan struct{})
+	fleet := New(Options{Socket: socket, Proxy: proxy, Log: log, Ready: func() { close(ready) }})
+	defer fleet.Close()
+	wg.Go(func() {
+		fleet.Run(ctx)
+		proxy.Shutdown(ctx)
+	})
+	for what, ch := range map[string]chan struct{}{"that it is ready": ready, "the next question on the same connection": d.again} {
+		select {
+		case <-ch:
+		case <-time.After(patience):
+			t.Fatalf("%s did not come", what)
+		}
+	}
+	if fleet.get("c1") == nil || fleet.get("c2") != nil {
+		t.Error("the container that can be served is not the one that is")
+	}
+}
