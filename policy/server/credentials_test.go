@@ -228,9 +228,11 @@ func TestRevokedInTheMiddleOfARequest(t *testing.T) {
 	for _, c := range []struct {
 		method, what string
 		body         any
+		known        bool // the server knows of the revocation, where it is the one to refuse
 	}{
-		{"POST", "credential", api.Renewal{Request: string(request)}},
-		{"PUT", "lease", leaseRequest},
+		{"POST", "credential", api.Renewal{Request: string(request)}, false},
+		{"PUT", "lease", leaseRequest, false},
+		{"POST", "ack", api.Ack{Epoch: r.store.Epoch(), Revision: 1}, true},
 	} {
 		name := "cell-of-a-" + c.what
 		cell := r.cell(name, "*")
@@ -242,6 +244,10 @@ func TestRevokedInTheMiddleOfARequest(t *testing.T) {
 		ask, err := http.NewRequestWithContext(t.Context(), c.method, r.url+cellPath+name+"/"+c.what, &lateBody{Reader: bytes.NewReader(body), first: func() {
 			if _, err := r.store.RevokeCell(t.Context(), name); err != nil {
 				t.Error(err)
+			}
+			for c.known {
+				got, _ := r.do(cell, "GET", "/networking/v1/internal/policies", nil)
+				c.known = got.StatusCode == 200
 			}
 		}})
 		if err != nil {

@@ -244,10 +244,18 @@ func (in *Internal) client(r *http.Request) (ca.Peer, error) {
 	if err != nil {
 		return p, forbidden(err.Error())
 	}
-	if err := in.hub.Admit(p.Name, p.Issued); err != nil {
-		return p, forbidden("cell " + p.Name + ": " + err.Error())
+	if err := in.admit(p); err != nil {
+		return p, err
 	}
 	return p, unexpired(r, p)
+}
+
+// admit refuses a cell whose credential has been revoked.
+func (in *Internal) admit(cell ca.Peer) error {
+	if err := in.hub.Admit(cell.Name, cell.Issued); err != nil {
+		return forbidden("cell " + cell.Name + ": " + err.Error())
+	}
+	return nil
 }
 
 func unexpired(r *http.Request, p ca.Peer) error {

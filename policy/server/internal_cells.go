@@ -20,7 +20,7 @@ const bodyTimeout = 30 * time.Second
 
 func (in *Internal) putLease(w http.ResponseWriter, r *http.Request, cell ca.Peer) error {
 	var req api.LeaseRequest
-	if err := readBody(w, r, maxLeaseBody, &req); err != nil {
+	if err := in.readBody(w, r, cell, maxLeaseBody, &req); err != nil {
 		return err
 	}
 	if err := checkLease(req); err != nil {
@@ -58,7 +58,7 @@ func checkLease(r api.LeaseRequest) error {
 // putSecrets passes on what the cell tells its peers to have secrets with them.
 func (in *Internal) putSecrets(w http.ResponseWriter, r *http.Request, cell ca.Peer) error {
 	var req api.SecretsRequest
-	if err := readBody(w, r, maxSecretsBody, &req); err != nil {
+	if err := in.readBody(w, r, cell, maxSecretsBody, &req); err != nil {
 		return err
 	}
 	if err := in.store.PutSecrets(r.Context(), cell.Name, req); err != nil {
@@ -81,7 +81,7 @@ func (in *Internal) deleteLease(w http.ResponseWriter, r *http.Request, cell ca.
 // watch as well, once it is in force there.
 func (in *Internal) putEndpoints(w http.ResponseWriter, r *http.Request, cell ca.Peer) error {
 	var req api.EndpointsRequest
-	if err := readBody(w, r, maxEndpointsBody, &req); err != nil {
+	if err := in.readBody(w, r, cell, maxEndpointsBody, &req); err != nil {
 		return err
 	}
 	allowed, refused, err := in.allowed(r.Context(), cell, req.Endpoints)
@@ -163,7 +163,7 @@ func orDefault(name string) string {
 
 func (in *Internal) postAck(w http.ResponseWriter, r *http.Request, cell ca.Peer) error {
 	var ack api.Ack
-	if err := readBody(w, r, maxAckBody, &ack); err != nil {
+	if err := in.readBody(w, r, cell, maxAckBody, &ack); err != nil {
 		return err
 	}
 	if err := in.hub.Ack(cell.Name, ack); err != nil {
@@ -171,6 +171,15 @@ func (in *Internal) postAck(w http.ResponseWriter, r *http.Request, cell ca.Peer
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
+}
+
+// readBody is the function of that name for a cell. A body may take its time, and a
+// revocation come meanwhile.
+func (in *Internal) readBody(w http.ResponseWriter, r *http.Request, cell ca.Peer, limit int64, into any) error {
+	if err := readBody(w, r, limit, into); err != nil {
+		return err
+	}
+	return in.admit(cell)
 }
 
 // readBody reads a body of at most limit bytes that holds one JSON value.

@@ -20,7 +20,7 @@ func (in *Internal) postCertificate(w http.ResponseWriter, r *http.Request, cell
 		return &httpStatus{code: http.StatusNotImplemented, text: "this server signs no certificates of containers"}
 	}
 	var req api.CertificateRequest
-	if err := readBody(w, r, maxCertificateBody, &req); err != nil {
+	if err := in.readBody(w, r, cell, maxCertificateBody, &req); err != nil {
 		return err
 	}
 	of, err := in.store.Subject(r.Context(), cell.Name, req.Container)

@@ -62,7 +62,7 @@ func (in *Internal) join(w http.ResponseWriter, r *http.Request) error {
 // lifetime for the one that it shows.
 func (in *Internal) postCredential(w http.ResponseWriter, r *http.Request, cell ca.Peer) error {
 	var req api.Renewal
-	if err := readBody(w, r, maxRequestBody, &req); err != nil {
+	if err := in.readBody(w, r, cell, maxRequestBody, &req); err != nil {
 		return err
 	}
 	if in.issuer == nil {

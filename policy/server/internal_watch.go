@@ -33,8 +33,8 @@ func (in *Internal) getWatch(w http.ResponseWriter, r *http.Request, cell ca.Pee
 	defer watcher.Close()
 	watcher.Groups(func(g *policy.SecurityGroup) bool { return concerns(cell, g) })
 	// It was looked at before there was a watch for a revocation to end.
-	if err := in.hub.Admit(cell.Name, cell.Issued); err != nil {
-		return forbidden("cell " + cell.Name + ": " + err.Error())
+	if err := in.admit(cell); err != nil {
+		return err
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	stream := http.NewResponseController(w)
