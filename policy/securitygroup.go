@@ -26,6 +26,9 @@ type SecurityGroup struct {
 // are ICMP's, and ICMPv6's for destinations of IPv6, -1 being any. Protocol icmpv6 is
 // icmp with such destinations alone. The JSON is that of the original's rules, all
 // fields present.
+//
+// Blanks around ports, and a type or code in a rule of another protocol, mean nothing:
+// a Cloud Controller lets them through, and the original's agent ignores them.
 type SecurityRule struct {
 	Protocol    string `json:"protocol"` // tcp, udp, icmp, icmpv6 or all
 	Destination string `json:"destination"`
@@ -55,10 +58,7 @@ func (r SecurityRule) Check() error {
 		name  string
 		value int
 	}{{"type", r.Type}, {"code", r.Code}} {
-		switch {
-		case !r.isICMP() && f.value != 0:
-			return fmt.Errorf("%s %d: protocol %s has none", f.name, f.value, r.Protocol)
-		case f.value < -1 || f.value > 255:
+		if r.isICMP() && (f.value < -1 || f.value > 255) {
 			return fmt.Errorf("%s %d: must be -1 (any) to 255", f.name, f.value)
 		}
 	}
@@ -134,9 +134,10 @@ func checkPorts(list string) error {
 }
 
 func checkPort(s string) (int, error) {
+	s = strings.TrimSpace(s)
 	n, err := strconv.Atoi(s)
 	if err != nil || n < 1 || n > 65535 || s[0] == '+' {
-		return 0, errors.New("is not a port from 1 to 65535, a range or a list of these, without blanks")
+		return 0, errors.New("is not a port from 1 to 65535, a range or a list of these")
 	}
 	return n, nil
 }

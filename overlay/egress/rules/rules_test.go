@@ -52,6 +52,8 @@ func TestJudge(t *testing.T) {
 		{"a comma list", []policy.SecurityRule{rule("tcp", "10.0.0.1,192.0.2.0/24,10.3.0.1-10.3.0.9", "80")}, "tcp 10.3.0.4:80", Allowed},
 		{"a port list", []policy.SecurityRule{rule("tcp", "10.0.0.1", "80,443,8000-8010")}, "tcp 10.0.0.1:8010", Allowed},
 		{"between a port list", []policy.SecurityRule{rule("tcp", "10.0.0.1", "80,443,8000-8010")}, "tcp 10.0.0.1:444", NoRule},
+		{"a port list with blanks", []policy.SecurityRule{rule("tcp", "10.0.0.1", "80, 443 , 8000 - 8010")}, "tcp 10.0.0.1:8005", Allowed},
+		{"a type in a rule of tcp", []policy.SecurityRule{{Protocol: "tcp", Destination: "10.0.0.1", Ports: "80", Type: -1, Code: 300}}, "tcp 10.0.0.1:80", Allowed},
 		{"all is any protocol", []policy.SecurityRule{rule("all", "10.0.0.0/8", "")}, "icmp 10.2.3.4 8 0", Allowed},
 		{"all, tcp", []policy.SecurityRule{rule("all", "10.0.0.0/8", "")}, "tcp 10.2.3.4:1", Allowed},
 		{"icmp type and code", []policy.SecurityRule{icmp("10.0.0.1", 8, 0)}, "icmp 10.0.0.1 8 0", Allowed},
@@ -227,6 +229,7 @@ func TestJudgeAgainstObviousTwin(t *testing.T) {
 func FuzzJudge(f *testing.F) {
 	f.Add("tcp", "10.0.0.1-10.0.0.9,10.1.0.0/16", "80,443,8000-8010", 0, 0, "10.0.0.3", uint16(443), uint8(0), uint8(0))
 	f.Add("icmp", "0.0.0.0/0", "", -1, 255, "1.2.3.4", uint16(0), uint8(8), uint8(0))
+	f.Add("tcp", "10.0.0.1", " 80 ,\t8000 - 8010", -1, 300, "10.0.0.1", uint16(8000), uint8(0), uint8(0))
 	f.Add("icmpv6", "2001:db8::-2001:db8::9,::/0", "", 128, 0, "2001:db8::3", uint16(0), uint8(128), uint8(0))
 	f.Add("all", "255.255.255.255-0.0.0.0", "", 0, 0, "255.255.255.255", uint16(1), uint8(0), uint8(0))
 	f.Fuzz(func(t *testing.T, protocol, destination, ports string, typ, code int, addr string, port uint16, ptype, pcode uint8) {
