@@ -56,7 +56,8 @@ type datagramState uint8
 const (
 	unjudged datagramState = iota
 	allowedDatagram
-	refusedDatagram
+	refusedDatagram // by the verdict about its first part
+	endedDatagram   // after parts of it passed, or because they overlap
 )
 
 const (
@@ -90,7 +91,7 @@ func (f *fragments) first(h *packet.Header, now uint32, ref flow.Ref, allowed bo
 	}
 	if r := d.add(h); r != Passed {
 		if r == FragmentOverlap {
-			f.refuse(d)
+			f.end(d, endedDatagram)
 		}
 		return nil, r
 	}
@@ -99,7 +100,8 @@ func (f *fragments) first(h *packet.Header, now uint32, ref flow.Ref, allowed bo
 	}
 	d.deadline = now + keepVerdict
 	if !allowed {
-		f.refuse(d)
+		f.end(d, refusedDatagram)
+		f.finish(h, d)
 		return nil, Passed
 	}
 	held := f.release(d)
@@ -116,8 +118,16 @@ func (f *fragments) later(h *packet.Header, p []byte, flows *flow.Table) (fragme
 	if r != Passed {
 		return dropIt, r
 	}
-	if d.state == refusedDatagram || d.state == allowedDatagram && !flows.Alive(d.ref) {
-		f.refuse(d)
+	switch {
+	case d.state == refusedDatagram:
+		// Kept until the last part of it was dropped, and no longer: what is refused
+		// takes no room from what is allowed.
+		if d.add(h) == Passed {
+			f.finish(h, d)
+		}
+		return dropIt, FragmentDenied
+	case d.state == endedDatagram, d.state == allowedDatagram && !flows.Alive(d.ref):
+		f.end(d, endedDatagram)
 		return dropIt, FragmentDenied
 	}
 	if d.state == unjudged && f.waiting+len(p) > f.maxBytes {
@@ -125,7 +135,7 @@ func (f *fragments) later(h *packet.Header, p []byte, flows *flow.Table) (fragme
 	}
 	if r := d.add(h); r != Passed {
 		if r == FragmentOverlap {
-			f.refuse(d)
+			f.end(d, endedDatagram)
 		}
 		return dropIt, r
 	}
@@ -195,7 +205,7 @@ func (d *datagram) add(h *packet.Header) Reason {
 	return Passed
 }
 
-// finish forgets a datagram whose parts have all been forwarded.
+// finish forgets a datagram whose parts have all been forwarded, or all dropped.
 func (f *fragments) finish(h *packet.Header, d *datagram) {
 	if d.end == 0 {
 		return
@@ -212,9 +222,9 @@ func (f *fragments) finish(h *packet.Header, d *datagram) {
 	}
 }
 
-// refuse makes the rest of a datagram be dropped.
-func (f *fragments) refuse(d *datagram) {
-	d.state = refusedDatagram
+// end makes the rest of a datagram be dropped.
+func (f *fragments) end(d *datagram, as datagramState) {
+	d.state = as
 	f.c.drops[FragmentDenied].Add(uint64(len(f.release(d))))
 }
 

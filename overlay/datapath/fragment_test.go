@@ -125,6 +125,32 @@ func TestFragmentsWithoutAVerdictDoNotPass(t *testing.T) {
 	})
 }
 
+// What is refused takes no room: a container that sends large datagrams to where it may
+// not, or pings with large packets, sends those that are allowed as well.
+func TestRefusedFragmentsTakeNoRoom(t *testing.T) {
+	fragmentPair(t, func(t *testing.T, w *world, client, server *container) {
+		for i := range 200 {
+			parts := cutUp(packettest.UDP(client.at(9), server.at(54), make([]byte, 3000)), uint16(i), 1424)
+			if i%2 == 1 { // and in another order
+				parts[0], parts[2] = parts[2], parts[0]
+			}
+			for _, q := range parts {
+				client.send(q)
+			}
+		}
+		server.expect()
+		for _, q := range cutUp(packettest.UDP(client.at(9), server.at(53), make([]byte, 3000)), 1000, 1424) {
+			client.send(q)
+		}
+		if got := payloads(server.got()); len(got) != 3 {
+			t.Errorf("arrived of an allowed datagram: %v, want all three parts", got)
+		}
+		if n := len(client.ep.w.frags.datagrams); n != 0 {
+			t.Errorf("%d datagrams are kept", n)
+		}
+	})
+}
+
 func TestFragmentsThatOverlapEndTheDatagram(t *testing.T) {
 	fragmentPair(t, func(t *testing.T, w *world, client, server *container) {
 		parts := cutUp(packettest.UDP(client.at(9), server.at(53), make([]byte, 3000)), 1, 1424)
