@@ -9,8 +9,8 @@ import (
 	"tulle/policy/api"
 )
 
-// Addresses are those that a name stands for now, in the order of its routes: of
-// an app the instances of cells that are not lost, by cell and container. Names of
+// Addresses are those that a name stands for now, each once, in the order of its routes:
+// of an app the instances of cells that are not lost, by cell and container. Names of
 // instances ("0.web.apps.internal") are names as well.
 func (h *Hub) Addresses(name policy.Hostname) []netip.Addr {
 	h.mu.Lock()
@@ -46,7 +46,16 @@ func (h *Hub) addressesLocked(routes []policy.Route, index string) (all []netip.
 			all = append(all, e.Address)
 		}
 	}
-	return all
+	if len(routes) < 2 {
+		return all
+	}
+	// An address may be registered beside its app's route.
+	there := make(map[netip.Addr]bool, len(all))
+	return slices.DeleteFunc(all, func(a netip.Addr) bool {
+		before := there[a]
+		there[a] = true
+		return before
+	})
 }
 
 // Names are those that have a route.

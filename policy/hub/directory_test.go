@@ -68,4 +68,6 @@ func TestAddressesOfNames(t *testing.T) {
 	})
 	b.until(watch, func(e api.Event) bool { return e.Delta != nil && e.Delta.Revision >= rev })
 	expect("unmapped", "web.apps.internal", 9, 3)
+	route(policy.Route{Name: "web.apps.internal", Address: address(3)}, policy.Route{Name: "web.apps.internal", App: "web"})
+	expect("registered beside its app's route", "web.apps.internal", 9, 3, 2, 1)
 }
