@@ -24,11 +24,12 @@ type cache struct {
 	size    int
 }
 
-// cacheKey is a question; the two bits change what a resolver answers.
+// cacheKey is a question; the bits change what a resolver answers. Without rd it says
+// what it has at hand, which may be half of what it would find.
 type cacheKey struct {
-	name   string // lower case
-	qtype  uint16
-	do, cd bool
+	name       string // lower case
+	qtype      uint16
+	do, cd, rd bool
 }
 
 type cached struct {
@@ -40,7 +41,7 @@ type cached struct {
 func keyOf(ask *dns.Msg) cacheKey {
 	opt := ask.IsEdns0()
 	q := ask.Question[0]
-	return cacheKey{strings.ToLower(q.Name), q.Qtype, opt != nil && opt.Do(), ask.CheckingDisabled}
+	return cacheKey{strings.ToLower(q.Name), q.Qtype, opt != nil && opt.Do(), ask.CheckingDisabled, ask.RecursionDesired}
 }
 
 // get is the answer to ask if it still holds, its times to live counted down.
@@ -73,7 +74,7 @@ func (c *cache) get(ask *dns.Msg, now time.Time) *dns.Msg {
 
 // put keeps an answer, if it says for how long.
 func (c *cache) put(ask, got *dns.Msg, now time.Time) {
-	life := lifetime(got)
+	life := lifetime(got, ask.Question[0].Qtype)
 	if life <= 0 {
 		return
 	}
@@ -118,30 +119,38 @@ func (c *cache) clear() {
 	c.entries, c.size = nil, 0
 }
 
-// lifetime is how long an answer may be kept: the least time to live of a
-// positive one, the SOA's word for a negative one (RFC 2308, 5), nothing for the
-// rest.
-func lifetime(m *dns.Msg) time.Duration {
+// lifetime is how long an answer may be kept: for the least time to live in it. One
+// without a record of the type that was asked for, be there aliases or not, is
+// negative, and the SOA beside it has its say (RFC 2308, 5); without an SOA it is not
+// kept, nor is anything else.
+func lifetime(m *dns.Msg, qtype uint16) time.Duration {
 	if m.Truncated || m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError {
 		return 0
 	}
-	if len(m.Answer) > 0 && m.Rcode == dns.RcodeSuccess {
-		life := maxPositive
-		for _, section := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
-			for _, rr := range section {
-				if rr.Header().Rrtype != dns.TypeOPT {
-					life = min(life, time.Duration(rr.Header().Ttl)*time.Second)
-				}
+	life, positive, authority := maxPositive, false, false
+	for _, section := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
+		for _, rr := range section {
+			if rr.Header().Rrtype != dns.TypeOPT {
+				life = min(life, time.Duration(rr.Header().Ttl)*time.Second)
 			}
 		}
+	}
+	for _, rr := range m.Answer {
+		positive = positive || m.Rcode == dns.RcodeSuccess && (qtype == dns.TypeANY || rr.Header().Rrtype == qtype)
+	}
+	if positive {
 		return life
 	}
 	for _, rr := range m.Ns {
 		if s, ok := rr.(*dns.SOA); ok {
-			return min(maxNegative, time.Duration(min(s.Hdr.Ttl, s.Minttl))*time.Second)
+			authority = true
+			life = min(life, maxNegative, time.Duration(s.Minttl)*time.Second)
 		}
 	}
-	return 0
+	if !authority {
+		return 0
+	}
+	return life
 }
 
 // rebinds is an address of ours in an answer of the outside: a name out there that

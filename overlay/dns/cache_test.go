@@ -20,6 +20,9 @@ func TestCache(t *testing.T) {
 		return &dns.SOA{Hdr: dns.RR_Header{Name: "example.com.", Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: ttl},
 			Ns: "ns.example.com.", Mbox: "root.example.com.", Minttl: minimum}
 	}
+	alias := func(q *dns.Msg, ttl uint32) dns.RR {
+		return &dns.CNAME{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeCNAME, Class: dns.ClassINET, Ttl: ttl}, Target: "elsewhere.example."}
+	}
 	outside := serveDNS(t, func(w dns.ResponseWriter, q *dns.Msg) {
 		m := new(dns.Msg).SetReply(q)
 		switch q.Question[0].Name {
@@ -35,6 +38,17 @@ func TestCache(t *testing.T) {
 		case "long.example.com.":
 			m = reply(q, "192.0.2.1")
 			m.Answer[0].Header().Ttl = 1 << 30
+		case "alias-to-none.example.com.":
+			m.Rcode, m.Answer, m.Ns = dns.RcodeNameError, []dns.RR{alias(q, 5)}, []dns.RR{soaOf(3600, 300)}
+		case "alias-to-nothing.example.com.":
+			m.Answer, m.Ns = []dns.RR{alias(q, 3600)}, []dns.RR{soaOf(3600, 30)}
+		case "alias-to-nothing-for-long.example.com.":
+			m.Answer, m.Ns = []dns.RR{alias(q, 3600)}, []dns.RR{soaOf(3600, 3600)}
+		case "alias-alone.example.com.":
+			m.Answer = []dns.RR{alias(q, 3600)}
+		case "alias.example.com.":
+			m = reply(q, "192.0.2.1")
+			m.Answer = append([]dns.RR{alias(q, 20)}, m.Answer...)
 		default:
 			m = reply(q, "192.0.2.1") // 60 s
 		}
@@ -51,6 +65,11 @@ func TestCache(t *testing.T) {
 		{"silent-on-time.example.com.", 0},
 		{"broken.example.com.", 0},
 		{"instant.example.com.", 0},
+		{"alias.example.com.", 20 * time.Second},
+		{"alias-to-none.example.com.", 5 * time.Second},
+		{"alias-to-nothing.example.com.", 30 * time.Second},
+		{"alias-to-nothing-for-long.example.com.", maxNegative},
+		{"alias-alone.example.com.", 0},
 	} {
 		ask := func() *dns.Msg { return exchange(t, r, new(dns.Msg).SetQuestion(c.name, dns.TypeA)) }
 		before := outside.udp.Load()
@@ -76,8 +95,8 @@ func TestCache(t *testing.T) {
 			t.Errorf("%s: asked %d times, after %s, want 2", c.name, n, c.kept)
 		}
 	}
-	if got := r.Stats().Cached; got != 3 {
-		t.Errorf("%d answers from the cache, want 3", got)
+	if got := r.Stats().Cached; got != 7 {
+		t.Errorf("%d answers from the cache, want 7", got)
 	}
 	// Another type and the DO bit are other questions; the spelling is none.
 	before := outside.udp.Load()
@@ -87,6 +106,24 @@ func TestCache(t *testing.T) {
 	exchange(t, r, new(dns.Msg).SetQuestion("www.example.com.", dns.TypeA).SetEdns0(1232, true))
 	if n := outside.udp.Load() - before; n != 3 {
 		t.Errorf("asked %d times, want 3", n)
+	}
+}
+
+// Who asks for no recursion gets what a resolver has at hand, and nobody else does.
+func TestCacheOfNoRecursion(t *testing.T) {
+	outside := serveDNS(t, func(w dns.ResponseWriter, q *dns.Msg) {
+		if q.RecursionDesired {
+			w.WriteMsg(reply(q, "192.0.2.1"))
+		} else {
+			w.WriteMsg(reply(q, "192.0.2.99"))
+		}
+	})
+	r := start(t, Options{Upstreams: []netip.AddrPort{outside.addr}})
+	q := new(dns.Msg).SetQuestion("example.com.", dns.TypeA)
+	q.RecursionDesired = false
+	exchange(t, r, q)
+	if _, got := resolve(t, r, "example.com"); !cmp.Equal(got, []string{"192.0.2.1"}) {
+		t.Errorf("got %v", got)
 	}
 }
 
