@@ -195,6 +195,25 @@ func TestOrder(t *testing.T) {
 	}
 }
 
+// A resolver from before EDNS, which refuses what has it, is asked without.
+func TestResolverWithoutEDNS(t *testing.T) {
+	for _, rcode := range []int{dns.RcodeFormatError, dns.RcodeNotImplemented} {
+		old := serveDNS(t, func(w dns.ResponseWriter, q *dns.Msg) {
+			if q.IsEdns0() == nil {
+				w.WriteMsg(reply(q, "192.0.2.1"))
+				return
+			}
+			m := new(dns.Msg).SetRcode(q, rcode)
+			m.Question = nil
+			w.WriteMsg(m)
+		})
+		r := start(t, Options{Upstreams: []netip.AddrPort{old.addr}})
+		if rcode, got := resolve(t, r, "example.com"); rcode != dns.RcodeSuccess || !cmp.Equal(got, []string{"192.0.2.1"}) {
+			t.Errorf("got %s %v", dns.RcodeToString[rcode], got)
+		}
+	}
+}
+
 // Answers that a stranger could send, with another id or question, are waited
 // over; only the true one counts.
 func TestForgedAnswersAreIgnored(t *testing.T) {

@@ -76,6 +76,23 @@ func (r *Resolver) ask(ctx context.Context, server netip.AddrPort, ask *dns.Msg)
 	// between it and us: only the DO bit travels (RFC 6891, 6.2.6).
 	opt := ask.IsEdns0()
 	out.SetEdns0(maxUDP, opt != nil && opt.Do())
+	got, err := r.put(ctx, server, out)
+	if err == nil && knowsNoEDNS(got) {
+		r.counters.retried.Add(1)
+		out.Id, out.Extra = dns.Id(), nil
+		got, err = r.put(ctx, server, out)
+	}
+	return got, err
+}
+
+// knowsNoEDNS is true of what a resolver from before EDNS says to an OPT record
+// (RFC 6891, 7).
+func knowsNoEDNS(got *dns.Msg) bool {
+	return (got.Rcode == dns.RcodeFormatError || got.Rcode == dns.RcodeNotImplemented) && got.IsEdns0() == nil
+}
+
+// put sends out to a resolver and waits for the answer.
+func (r *Resolver) put(ctx context.Context, server netip.AddrPort, out *dns.Msg) (*dns.Msg, error) {
 	wire, err := out.Pack()
 	if err != nil {
 		return nil, fmt.Errorf("encode the question: %w", err)
