@@ -37,9 +37,9 @@ func (r *Resolver) internal(from netip.Addr, ask *dns.Msg) *dns.Msg {
 		return r.unspeakable(ask)
 	}
 	if q.Qtype == dns.TypeSRV {
-		if port, of, ok := service(name); ok {
+		if at, of, ok := service(name); ok {
 			if domain := r.names.domain(of); domain != "" {
-				return r.address(from, ask, of, domain, port)
+				return r.address(from, ask, of, domain, at)
 			}
 			return nil
 		}
@@ -48,7 +48,7 @@ func (r *Resolver) internal(from netip.Addr, ask *dns.Msg) *dns.Msg {
 	if domain == "" {
 		return nil
 	}
-	return r.address(from, ask, name, domain, appPort)
+	return r.address(from, ask, name, domain, transport{"tcp", appPort})
 }
 
 // unspeakable answers for a name that can be nobody's, if it lies in an internal
@@ -62,9 +62,9 @@ func (r *Resolver) unspeakable(ask *dns.Msg) *dns.Msg {
 }
 
 // address answers for an internal name.
-func (r *Resolver) address(from netip.Addr, ask *dns.Msg, name, domain policy.Hostname, port uint16) *dns.Msg {
+func (r *Resolver) address(from netip.Addr, ask *dns.Msg, name, domain policy.Hostname, at transport) *dns.Msg {
 	found, exists := r.names.lookup(name)
-	if !exists {
+	if !exists && !r.aboveServices(name) {
 		return r.unknown(ask, domain)
 	}
 	rand.Shuffle(len(found), func(i, j int) { found[i], found[j] = found[j], found[i] })
@@ -81,7 +81,7 @@ func (r *Resolver) address(from netip.Addr, ask *dns.Msg, name, domain policy.Ho
 			}
 		}
 	case dns.TypeSRV:
-		r.services(m, q.Name, name, found, port)
+		r.services(m, q.Name, name, found, at.port)
 	case dns.TypeSOA:
 		if name == domain {
 			m.Answer = []dns.RR{soa(domain)}
@@ -92,7 +92,7 @@ func (r *Resolver) address(from netip.Addr, ask *dns.Msg, name, domain policy.Ho
 	}
 	if source, destination, yes := r.names.prohibited(from, found); yes {
 		r.counters.prohibited.Add(1)
-		explain(m, ask, &dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeProhibited, ExtraText: mend(source, destination)})
+		explain(m, ask, &dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeProhibited, ExtraText: mend(source, destination, at)})
 	}
 	return m
 }
@@ -117,7 +117,7 @@ func name4(twin netip.Addr) netip.Addr {
 // mend is the command that lets source reach destination. A destination that a name
 // alone does not find from the source's space has its own beside it; what a shell
 // would not take as it stands is said by its GUID.
-func mend(source, destination Instance) string {
+func mend(source, destination Instance, at transport) string {
 	from, to := string(source.App), string(destination.App)
 	var here, there Called
 	if source.Called != nil {
@@ -136,7 +136,7 @@ func mend(source, destination Instance) string {
 	case isPlain(there.Space) && isPlain(there.Org):
 		to = there.Name + " -s " + there.Space + " -o " + there.Org
 	}
-	return fmt.Sprintf("no policy lets this app reach it; allow it with: tulle add-network-policy %s %s --protocol tcp --port %d", from, to, appPort)
+	return fmt.Sprintf("no policy lets this app reach it; allow it with: tulle add-network-policy %s %s --protocol %s --port %d", from, to, at.protocol, at.port)
 }
 
 // isPlain reports whether a shell takes s for one word, and nothing for a flag.
@@ -178,21 +178,47 @@ func (r *Resolver) services(m *dns.Msg, owner string, name policy.Hostname, foun
 	}
 }
 
+// transport is what an app is reached by.
+type transport struct {
+	protocol string
+	port     uint16
+}
+
 // service reads "_8081._tcp.NAME".
-func service(name policy.Hostname) (port uint16, of policy.Hostname, ok bool) {
+func service(name policy.Hostname) (at transport, of policy.Hostname, ok bool) {
 	what, rest := name.Split()
 	proto, of := rest.Split()
 	if proto != "_tcp" && proto != "_udp" || len(what) < 2 || what[0] != '_' {
-		return 0, "", false
+		return transport{}, "", false
 	}
+	at.protocol = proto[1:]
 	switch what[1:] {
 	case "http":
-		return appPort, of, true
+		at.port = appPort
 	case "https":
-		return tlsPort, of, true
+		at.port = tlsPort
+	default:
+		n, err := strconv.ParseUint(what[1:], 10, 16)
+		if err != nil || n == 0 {
+			return transport{}, "", false
+		}
+		at.port = uint16(n)
 	}
-	n, err := strconv.ParseUint(what[1:], 10, 16)
-	return uint16(n), of, err == nil && n > 0
+	return at, of, true
+}
+
+// aboveServices reports whether SRV records are at or below the name, so that it exists,
+// whatever else is asked of it (RFC 8020).
+func (r *Resolver) aboveServices(name policy.Hostname) bool {
+	_, of, ok := service(name)
+	if !ok {
+		var proto string
+		if proto, of = name.Split(); proto != "_tcp" && proto != "_udp" {
+			return false
+		}
+	}
+	_, exists := r.names.lookup(of)
+	return exists
 }
 
 // pointer answers for an address of the overlay, of which nobody else knows.

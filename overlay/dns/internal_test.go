@@ -98,7 +98,10 @@ func TestInternalNames(t *testing.T) {
 		{"_8081._tcp.nats.apps.internal", dns.TypeSRV, 0, []string{"SRV 0 1 8081 ip-10-255-3-9.nats.apps.internal."}},
 		{"_0._tcp.web.apps.internal", dns.TypeSRV, dns.RcodeNameError, nil},
 		{"_8081._tcp.no.apps.internal", dns.TypeSRV, dns.RcodeNameError, nil},
-		{"_8081._tcp.web.apps.internal", dns.TypeA, dns.RcodeNameError, nil},
+		{"_8081._tcp.web.apps.internal", dns.TypeA, 0, nil}, // there is SRV
+		{"_tcp.web.apps.internal", dns.TypeA, 0, nil},       // and here below it
+		{"_tcp.no.apps.internal", dns.TypeA, dns.RcodeNameError, nil},
+		{"_sctp.web.apps.internal", dns.TypeA, dns.RcodeNameError, nil},
 		{"a/b.apps.internal", dns.TypeA, dns.RcodeNameError, nil},
 		{"4.3.255.10.in-addr.arpa", dns.TypePTR, 0, []string{"PTR 0.deep.er.apps.internal.", "PTR 0.web.apps.internal.", "PTR 0.www.acme.internal."}},
 		{"8.1.255.10.in-addr.arpa", dns.TypePTR, 0, []string{"PTR 2.deep.er.apps.internal.", "PTR 2.web.apps.internal.", "PTR 2.www.acme.internal."}},
@@ -303,8 +306,63 @@ func TestMend(t *testing.T) {
 		{"a space of several words", front, app("b", "back", "big data", "acme"), "front.end-1 b"},
 		{"what looks like a flag", app(source, "-front", "", ""), app("b", "--back", "", ""), source + " b"},
 	} {
-		if got := mend(c.from, c.to); !strings.HasSuffix(got, ": tulle add-network-policy "+c.want+" --protocol tcp --port 8080") {
+		if got := mend(c.from, c.to, transport{"tcp", appPort}); !strings.HasSuffix(got, ": tulle add-network-policy "+c.want+" --protocol tcp --port 8080") {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+	}
+}
+
+// Who asks for a port is told of that one.
+func TestMendNamesThePort(t *testing.T) {
+	r := start(t, Options{Upstreams: []netip.AddrPort{}, Names: acme()})
+	for name, want := range map[string]string{
+		"web.apps.internal":             "tcp --port 8080",
+		"_http._tcp.web.apps.internal":  "tcp --port 8080",
+		"_https._tcp.web.apps.internal": "tcp --port 61443",
+		"_5353._udp.web.apps.internal":  "udp --port 5353",
+	} {
+		m := exchange(t, r, new(dns.Msg).SetQuestion(dns.Fqdn(name), dns.TypeSRV).SetEdns0(1232, false))
+		if got := explanation(m); !strings.HasSuffix(got, " --protocol "+want) {
+			t.Errorf("%s: %q, want %s", name, got, want)
+		}
+	}
+}
+
+// explanation is the extended error's text, "" where there is none.
+func explanation(m *dns.Msg) string {
+	for _, o := range m.IsEdns0().Option {
+		if e, ok := o.(*dns.EDNS0_EDE); ok {
+			return e.ExtraText
+		}
+	}
+	return ""
+}
+
+// An explanation that does not fit is left out, and nothing that it explains; over
+// TCP it is there.
+func TestExplanationYields(t *testing.T) {
+	n := acme()
+	long := strings.Repeat("x", 240)
+	n.SetLocal(Instance{App: "front", Address: container, Index: "0", Called: &Called{long, "here", long}})
+	n.SetLocal(Instance{App: "web", Address: netip.MustParseAddr("10.255.1.8"), Index: "2", Called: &Called{long, long, long}})
+	r := start(t, Options{Upstreams: []netip.AddrPort{}, Names: n})
+	for _, c := range []struct {
+		size  uint16
+		limit int
+		told  bool
+	}{{512, 0, false}, {900, 0, false}, {1232, 0, true}, {512, dns.MaxMsgSize, true}} {
+		b, err := new(dns.Msg).SetQuestion("web.apps.internal.", dns.TypeA).SetEdns0(c.size, false).Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, _ := r.immediate(query{from: container, message: b, limit: c.limit})
+		m := new(dns.Msg)
+		if err := m.Unpack(answer); err != nil {
+			t.Errorf("%d bytes: an answer of %d: %v", c.size, len(answer), err)
+			continue
+		}
+		if got := explanation(m); len(m.Answer) != 4 || (got != "") != c.told || m.Truncated == c.told {
+			t.Errorf("%d bytes: %d addresses, truncated %v, with %.60q; told should be %v", c.size, len(m.Answer), m.Truncated, got, c.told)
 		}
 	}
 }

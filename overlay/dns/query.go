@@ -201,6 +201,10 @@ func pack(m, ask *dns.Msg, limit int) []byte {
 		}
 	}
 	m.Compress = true
+	// What explains goes before anything that is explained (RFC 8914, 3).
+	if opt := m.IsEdns0(); opt != nil && len(opt.Option) > 0 && m.Len() > size {
+		opt.Option, m.Truncated = nil, true
+	}
 	m.Truncate(size)
 	b, err := m.Pack()
 	if err != nil || len(b) > size {
