@@ -179,6 +179,32 @@ func TestSameContainerTwice(t *testing.T) {
 	})
 }
 
+// TestNameThatNoContainerCanHave: ADD is refused, the DEL that follows has nothing to
+// take away, and GC keeps the others.
+func TestNameThatNoContainerCanHave(t *testing.T) {
+	nstest.NeedTUN(t)
+	n, c := nstest.New(t), cnitest.New(t)
+	for _, id := range []string{strings.Repeat("c", 200), strings.Repeat("c", 128)} {
+		device := "eth1" // 128 letters are too many with that behind them
+		out, code := call(env("ADD", id, n.Path(), device), conf("1.1.0", c.Socket))
+		if code != 1 || !strings.Contains(out, "at most 128") && !strings.Contains(out, "1 to 128") {
+			t.Errorf("ADD: exit status %d: %s", code, out)
+		}
+		nothingLeft(t, n, c)
+		if out, code := call(env("DEL", id, n.Path(), device), conf("1.1.0", c.Socket)); code != 0 {
+			t.Errorf("DEL: exit status %d: %s", code, out)
+		}
+		if out, code := call(env("ADD", "c1", n.Path(), "eth0"), conf("1.1.0", c.Socket)); code != 0 {
+			t.Fatal(out)
+		}
+		valid := fmt.Sprintf(`"cni.dev/valid-attachments": [{"containerID": %q, "ifname": %q}], "app"`, id, device)
+		if out, code := call(env("GC", "", "", ""), strings.Replace(conf("1.1.0", c.Socket), `"app"`, valid, 1)); code != 0 {
+			t.Errorf("GC: exit status %d: %s", code, out)
+		}
+		nothingLeft(t, n, c)
+	}
+}
+
 // TestLifelineIsTheProcess where the runtime names the namespace by one.
 func TestLifelineIsTheProcess(t *testing.T) {
 	nstest.NeedTUN(t)

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -153,6 +154,9 @@ func Undo(ctx context.Context, c Container) error {
 // does not without the daemon: the endpoint is in its journal, and the runtime
 // has to ask again.
 func Del(ctx context.Context, c Container) error {
+	if control.CheckContainer(c.Name()) != nil {
+		return nil // Add was refused, and a runtime takes away what it could not make
+	}
 	client, err := dial(c.Socket)
 	if err != nil {
 		return err
@@ -232,6 +236,8 @@ func Check(ctx context.Context, c Container, address netip.Prefix) error {
 // Collect ends the network's containers that are not among keep, which are names
 // at the daemon.
 func Collect(ctx context.Context, socket, network string, keep []string) error {
+	// What no container can be called stands for nothing that is to be kept.
+	keep = slices.DeleteFunc(slices.Clone(keep), func(name string) bool { return control.CheckContainer(name) != nil })
 	client, err := dial(socket)
 	if err != nil {
 		return err

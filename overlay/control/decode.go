@@ -174,6 +174,9 @@ func (g GC) check() error {
 	return nil
 }
 
+// CheckContainer says why no container can have the name; Attach refuses it.
+func CheckContainer(id string) error { return checkContainer(id) }
+
 // checkContainer keeps names to what the CNI specification allows, so that they
 // are safe in a log, a file and a descriptor store's FDNAME.
 func checkContainer(id string) error {
