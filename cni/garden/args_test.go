@@ -65,7 +65,7 @@ func TestErrorTexts(t *testing.T) {
 		{"proxy_uid", all(prefixed), "cfnetworking: parse args: missing required config 'proxy_uid'"},
 		{"the configuration's prefix", all(other), "mine: parse args: missing required config 'proxy_uid'"},
 		{"no networks' directory", all(nowhere), "cfnetworking: load cni config: "},
-		{"handle that is a path", []string{"--configFile", good, "--handle", "../h1", "--action", "down"}, `cfnetworking: handle "../h1"`},
+		{"handle that is a path", []string{"--configFile", good, "--handle", "../h1", "--action", "up"}, `cfnetworking: handle "../h1"`},
 		{"unknown action", []string{"--configFile", good, "--handle", "h1", "--action", "fly"}, "cfnetworking: unrecognized action: fly"},
 		{"net-out not JSON", []string{"--configFile", good, "--handle", "h1", "--action", "net-out"}, "cfnetworking: decoding stdin: "},
 		{"bulk-net-out not JSON", []string{"--configFile", good, "--handle", "h1", "--action", "bulk-net-out"}, "cfnetworking: decoding stdin: "},
@@ -76,6 +76,13 @@ func TestErrorTexts(t *testing.T) {
 			out, errs, code := run("nonsense", row.args...)
 			if code != 1 || out != "" || !strings.HasPrefix(errs, row.says) || strings.Count(errs, "\n") != 1 {
 				t.Errorf("exit status %d, stdout %q, stderr %q, want %q", code, out, errs, row.says)
+			}
+		})
+	}
+	for _, handle := range []string{"../h1", "my app", "-", "ärger"} {
+		t.Run("down of what up refuses: "+handle, func(t *testing.T) {
+			if out, errs, code := c.call("down", handle, "null"); code != 0 || out != "" || !strings.Contains(errs, "no container was ever up") {
+				t.Errorf("exit status %d, stdout %q, stderr %q", code, out, errs)
 			}
 		})
 	}

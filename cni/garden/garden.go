@@ -53,6 +53,10 @@ func do(ctx context.Context, args []string, stdin io.Reader, log io.Writer) (pre
 	}
 	// It names a file and a container at the plugins.
 	if err := utils.ValidateContainerID(a.handle); err != nil {
+		if a.action == "down" { // up was refused, and guardian destroys what it could not create
+			fmt.Fprintf(log, "down: no container was ever up by the handle %q\n", a.handle)
+			return prefix, nil, nil
+		}
 		return prefix, nil, fmt.Errorf("handle %q: letters, digits, '_', '.' and '-', a letter or digit first", a.handle)
 	}
 	nets, err := loadNetworks(a.config, log)
