@@ -77,15 +77,20 @@ func (s *Server) external() http.Handler {
 	// Paths match exactly as they come; the original cleans and redirects none.
 	router := mux.NewRouter().SkipClean(true)
 	for _, r := range routes {
-		router.Methods(r.method).Path(r.path).Handler(s.dress(r.name, r.handle))
+		router.Methods(r.method).Path(pattern(r.path)).Handler(s.dress(r.name, r.handle))
 	}
 	// Behind all others, so it takes the methods that are left.
 	for _, path := range paths {
-		router.Path(path).Handler(s.instrument("external", "method_not_allowed", notAllowed(methods[path])))
+		router.Path(pattern(path)).Handler(s.instrument("external", "method_not_allowed", notAllowed(methods[path])))
 	}
 	router.NotFoundHandler = s.instrument("external", "not_found", http.NotFoundHandler())
 	return router
 }
+
+// pattern is the router's for a path. A GUID is what stands at the path's end,
+// whatever it is: they need not be UUIDs, and one with a slash that can be
+// registered must be one that can be removed.
+func pattern(path string) string { return strings.Replace(path, "{guid}", "{guid:(?s:.+)}", 1) }
 
 func notAllowed(methods []string) http.Handler {
 	allow := strings.Join(methods, ", ")

@@ -127,11 +127,11 @@ func (in *Internal) route(routes []internalRoute) {
 	in.router = mux.NewRouter().SkipClean(true)
 	methods := map[string][]string{}
 	for _, r := range routes {
-		in.router.HandleFunc(r.path, r.handle).Methods(r.method)
+		in.router.HandleFunc(pattern(r.path), r.handle).Methods(r.method)
 		methods[r.path] = append(methods[r.path], r.method)
 	}
 	for _, r := range routes {
-		in.router.Path(r.path).Handler(notAllowed(methods[r.path]))
+		in.router.Path(pattern(r.path)).Handler(notAllowed(methods[r.path]))
 	}
 }
 

@@ -3,6 +3,7 @@ package server_test
 import (
 	"encoding/json"
 	"net/http"
+	"net/url"
 	"testing"
 	"time"
 
@@ -14,7 +15,7 @@ import (
 func TestNamesOfAppsThatConcernACell(t *testing.T) {
 	r := newCellsRig(t)
 	one, two := r.cell("one", "*"), r.cell("two", "*")
-	place := func(c *http.Client, name string, port uint16, app string) policy.AppID {
+	place := func(c *http.Client, name string, port uint16, app string, guid policy.AppID) policy.AppID {
 		t.Helper()
 		request := leaseRequest
 		request.Port = port
@@ -22,13 +23,13 @@ func TestNamesOfAppsThatConcernACell(t *testing.T) {
 		r.put(c, cellPath+name+"/lease", request, &l)
 		var got api.EndpointsResponse
 		r.put(c, cellPath+name+"/endpoints", api.EndpointsRequest{Generation: l.Generation, Sequence: 1, Endpoints: []api.EndpointRegistration{
-			{Container: app, Address: l.Subnet.Addr().Next(), App: api.AppRef{Name: app, Space: "prod", Org: "acme"}}}}, &got)
+			{Container: app, Address: l.Subnet.Addr().Next(), App: api.AppRef{GUID: guid, Name: app, Space: "prod", Org: "acme"}}}}, &got)
 		return got.Apps[app]
 	}
-	web, db := place(one, "one", 4789, "web"), place(two, "two", 4790, "db")
+	web, db := place(one, "one", 4789, "web", ""), place(two, "two", 4790, "db", "team/db")
 	ask := func(c *http.Client, cell string, app policy.AppID) (int, api.AppName) {
 		t.Helper()
-		resp, text := r.do(c, http.MethodGet, cellPath+cell+"/apps/"+string(app), nil)
+		resp, text := r.do(c, http.MethodGet, cellPath+cell+"/apps/"+url.PathEscape(string(app)), nil)
 		var got api.AppName
 		if resp.StatusCode == http.StatusOK {
 			if err := json.Unmarshal([]byte(text), &got); err != nil {

@@ -52,6 +52,7 @@ func TestEveryRouteIsDescribed(t *testing.T) {
 			if err != nil {
 				return err
 			}
+			path = strings.Replace(path, "{guid:(?s:.+)}", "{guid}", 1)
 			methods, err := r.GetMethods()
 			if err != nil { // what is left of a path: answered 405
 				return nil

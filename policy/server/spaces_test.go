@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -162,6 +163,15 @@ func TestAppsAreRegisteredAndForgotten(t *testing.T) {
 	w.must(err)
 	w.expect("with a container, of the app that was entered by hand", w.call("DELETE", "/v1/apps/"+web, w.admin, ""), 409,
 		`{"error": "remove app `+web+`: conflict: app `+web+` has 1 containers"}`)
+	// A GUID is whatever text was entered, and a client escapes it.
+	for _, guid := range []string{"team/web", "/", "..", "a b", "50%", "two\nlines"} {
+		app, err := json.Marshal(api.AppRef{GUID: policy.AppID(guid), Name: "named"})
+		w.must(err)
+		if got := w.call("POST", "/v1/apps", w.admin, string(app)); got.Status != 200 {
+			t.Errorf("register %q: %d %s", guid, got.Status, got.Body)
+		}
+		w.expect("forget "+guid, w.call("DELETE", "/v1/apps/"+url.PathEscape(guid), w.admin, ""), 204, "")
+	}
 	var audit api.Audit
 	w.must(json.Unmarshal([]byte(w.call("GET", "/v1/audit?limit=1000", w.admin, "").Body), &audit))
 	var did []string
