@@ -235,7 +235,7 @@ func (w *ingress) carry(snap *fib.Snapshot, peer *fib.Peer, p []byte, tag policy
 func (w *ingress) identify(snap *fib.Snapshot, peer *fib.Peer, tag policy.Tag) (end, Reason) {
 	src := end{slot: flow.NoSlot}
 	if peer.Kind == fib.Silk {
-		src.tag = tag
+		src.tag, src.unnamed = tag, tag == policy.NoTag
 		return src, Passed
 	}
 	_, remote, _ := snap.Lookup(w.h.Src)

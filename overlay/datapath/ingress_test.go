@@ -277,6 +277,53 @@ func TestSilkPeer(t *testing.T) {
 	}
 }
 
+// A restarted daemon has no flows; what a silk cell's container sends in a connection
+// that an app here opened is untagged, and is picked up by what that app may reach.
+func TestSilkServerIsPickedUp(t *testing.T) {
+	w := newWorld(t)
+	a := w.cell(1)
+	k := a.container("web", 2)
+	silk := a.silk(7)
+	server, client := addrPort("10.255.7.5:8080"), k.at(4000)
+	sent := 0
+	w.tap = func(*wire) bool { sent++; return true }
+	data := func(from netip.AddrPort, flags uint8) {
+		a.frame(silk.Underlay, sealed(a, 0, packettest.TCP(from, client, flags, 501, 101, []byte("data"))))
+	}
+	data(server, fACK) // no policy
+	k.expect()
+	a.reach.Add(rule("* web tcp 4000")) // lets in who says its app, alone
+	data(server, fACK)
+	k.expect()
+	a.reach.Add(rule("web * tcp 8080"))
+	data(addrPort("10.255.7.5:8081"), fACK)
+	data(server, fSYN|fACK)
+	data(server, fSYN)
+	k.expect()
+	if sent != 5 {
+		t.Errorf("%d of 5 refusals were sent", sent)
+	}
+	data(server, fACK)
+	k.expect(fmt.Sprintf("tcp %s>%s A", server, client))
+	k.send(packettest.TCP(client, server, fACK, 101, 505, nil))
+	k.expect()
+	if sent != 6 {
+		t.Errorf("%d frames were sent, want the acknowledgement behind the refusals", sent)
+	}
+	a.path.flows.Each(func(f *flowFlow) {
+		if f.Src != k.addr || f.DstPort != 8080 {
+			t.Errorf("recorded as opened by %s to port %d", f.Src, f.DstPort)
+		}
+	})
+	// It is a flow like any: it ends with its policy.
+	a.reach.Remove(rule("web * tcp 8080"))
+	if n := a.path.Cut([]Pair{{tags["web"], tags["db"]}}); n != 1 {
+		t.Errorf("cut %d flows, want 1", n)
+	}
+	w.pump()
+	resets(t, k, server.String(), client.String(), 505)
+}
+
 // While a lease changes hands its former holder may still be known. What it sends
 // in the name of the new holder's containers is nobody's.
 func TestFormerLeaseholderHasNoIdentity(t *testing.T) {

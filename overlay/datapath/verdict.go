@@ -18,6 +18,8 @@ type end struct {
 	// anyone: nobody tells which app this is (a silk peer's container, as a
 	// destination), so the other end's Reach must do.
 	anyone bool
+	// unnamed: a silk peer's container, as a source, whose packet says no app.
+	unnamed bool
 }
 
 func (e *end) here() bool { return e.slot != flow.NoSlot }
@@ -78,7 +80,7 @@ func (w *worker) begin(snap *fib.Snapshot, src, dst *end, peer uint32) Reason {
 	switch {
 	case w.allowed(src, dst, h.Proto, h.DstPort):
 		w.record(src, dst, peer, generation)
-	case tcp && h.TCPFlags&packet.FlagSYN == 0 && w.allowed(dst, src, h.Proto, h.SrcPort):
+	case tcp && h.TCPFlags&packet.FlagSYN == 0 && w.replies(src, dst):
 		// In the middle of a connection whose record was lost: the packet is a reply.
 		w.key = w.key.Reverse()
 		w.seg.Backward = true
@@ -103,6 +105,14 @@ func (w *worker) begin(snap *fib.Snapshot, src, dst *end, peer uint32) Reason {
 		w.tellFlow()
 	}
 	return r
+}
+
+// replies reports whether the segment from src may belong to a connection that dst opened.
+// Silk cells send replies untagged: then, as when dst opens one, what dst's app may reach
+// at all must do.
+func (w *worker) replies(src, dst *end) bool {
+	src.anyone = src.unnamed
+	return w.allowed(dst, src, w.h.Proto, w.h.SrcPort)
 }
 
 // record fills w.flow for a flow that from opens (or opened) to to.
