@@ -3,6 +3,7 @@ package netconf
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -39,7 +40,9 @@ func (c *Conf) ports() ([]control.Port, error) {
 				return nil, fmt.Errorf("network %s: port %d: hostIP %q is no address", c.Name, m.HostPort, m.HostIP)
 			}
 		}
-		all = append(all, p)
+		if !slices.Contains(all, p) { // the network's own, which the runtime may name as well
+			all = append(all, p)
+		}
 	}
 	return all, nil
 }

@@ -17,7 +17,8 @@ func nobody(string) string { return "" }
 func TestPorts(t *testing.T) {
 	w, err := parsed(t, `"runtimeConfig": {"portMappings": [
 		{"hostPort": 8080, "containerPort": 80, "protocol": "TCP", "hostIP": "127.0.0.1"}, {"hostPort": 0, "containerPort": 81},
-		{"hostPort": 53, "containerPort": 5353, "protocol": "udp"}, {"host_port": 61000, "container_port": 8080}]},
+		{"hostPort": 53, "containerPort": 5353, "protocol": "udp"}, {"host_port": 61000, "container_port": 8080},
+		{"hostPort": 443, "containerPort": 8443}]},
 		"ports": [{"hostPort": 443, "containerPort": 8443}], "keep_ports": true`).Wish("", "c1", nobody)
 	if err != nil {
 		t.Fatal(err)

@@ -1,8 +1,10 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"net/netip"
+	"slices"
 	"time"
 
 	"tulle/policy"
@@ -83,12 +85,32 @@ func (a Attach) checkOutside() error {
 	if len(a.Rules) > maxRules {
 		return Errorf(CodeBadRequest, "%d rules, at most %d are possible", len(a.Rules), maxRules)
 	}
-	for _, p := range a.Ports {
+	for i, p := range a.Ports {
 		if err := p.check(); err != nil {
 			return err
 		}
+		// One of the two would lead nowhere, and nobody would be told which.
+		if slices.ContainsFunc(a.Ports[:i], func(q Port) bool { return q.host() == p.host() }) {
+			return Errorf(CodeBadRequest, "port %v is asked for twice, which leads to one port of the container", p.host())
+		}
 	}
 	return nil
+}
+
+// hostPort is a port of the host, written in one way.
+type hostPort struct {
+	at       netip.AddrPort
+	protocol string
+}
+
+func (h hostPort) String() string { return h.at.String() + "/" + h.protocol }
+
+func (p Port) host() hostPort {
+	addr := p.HostIP.Unmap()
+	if !addr.IsValid() {
+		addr = netip.IPv4Unspecified()
+	}
+	return hostPort{netip.AddrPortFrom(addr, p.HostPort), cmp.Or(p.Protocol, "tcp")}
 }
 
 func (p Port) check() error {

@@ -137,4 +137,28 @@ func TestPortsAndNAT(t *testing.T) {
 	}
 }
 
+// TestPortAskedForTwice: the second would take the first one's place unseen.
+func TestPortAskedForTwice(t *testing.T) {
+	any4, one := netip.IPv4Unspecified(), netip.MustParseAddr("192.0.2.1")
+	mapped := netip.MustParseAddr("::ffff:192.0.2.1")
+	for _, c := range []struct {
+		name  string
+		a, b  Port
+		twice bool
+	}{
+		{"to two ports", Port{HostPort: 80, Port: 8080}, Port{HostPort: 80, Port: 9090}, true},
+		{"spelled otherwise", Port{HostPort: 80, Port: 8080}, Port{HostPort: 80, HostIP: any4, Protocol: "tcp", Port: 9090}, true},
+		{"of one address", Port{HostPort: 80, HostIP: one, Port: 1}, Port{HostPort: 80, HostIP: mapped, Port: 2}, true},
+		{"of each protocol", Port{HostPort: 80, Port: 1}, Port{HostPort: 80, Protocol: "udp", Port: 1}, false},
+		{"of each family", Port{HostPort: 80, Port: 1}, Port{HostPort: 80, HostIP: netip.IPv6Unspecified(), Port: 1}, false},
+		{"two to one", Port{HostPort: 80, Port: 1}, Port{HostPort: 81, Port: 1}, false},
+	} {
+		err := Attach{Container: "c", App: attach("c", LifelineNone).App, Device: "eth0", Lifeline: LifelineNone, Ports: []Port{c.a, c.b}}.check(1)
+		var e *Error
+		if twice := errors.As(err, &e) && e.Code == CodeBadRequest && strings.Contains(e.Message, "80/tcp is asked for twice"); twice != c.twice || err != nil != c.twice {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
+
 func second[T any](_ T, err error) error { return err }
