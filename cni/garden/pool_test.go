@@ -3,6 +3,7 @@ package garden
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,12 +22,14 @@ func TestPool(t *testing.T) {
 		{"first", acquired{}, 61000, 5000, 61000, nil},
 		{"lowest free", acquired{"a": {61000, 61002}, "b": {61003}}, 61000, 5000, 61001, nil},
 		{"exhausted", acquired{"a": {7, 8}}, 7, 2, 0, errExhausted},
+		{"a process has one", acquired{"a": {8}}, 8, 3, 10, nil},
+		{"a process has the last", acquired{"a": {7, 8}}, 7, 3, 0, errExhausted},
 		{"the last there is", acquired{"a": {65534}}, 65534, 5000, 65535, nil},
 		{"none above 65535", acquired{"a": {65534, 65535}}, 65534, 5000, 0, errExhausted},
 		{"a pool above all ports", acquired{}, 70000, 10, 0, errExhausted},
 		{"a pool that wraps", acquired{"a": {65535}}, 65535, 1<<32 - 1, 0, errExhausted},
 	} {
-		got, err := c.has.take("h", c.start, c.total)
+		got, err := c.has.take("h", c.start, c.total, func(p uint16) bool { return p == 9 })
 		if got != c.want || !errors.Is(err, c.err) {
 			t.Errorf("%s: %d, %v", c.name, got, err)
 		}
@@ -40,6 +43,27 @@ func TestPool(t *testing.T) {
 	a.give("nobody")
 	if fmt.Sprint(a) != "map[o:[4]]" {
 		t.Errorf("after giving all: %v", a)
+	}
+}
+
+// TestPoolPassesOverPortsInUse: one stray process must not keep every container of
+// the cell from starting.
+func TestPoolPassesOverPortsInUse(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	taken := uint32(l.Addr().(*net.TCPAddr).Port)
+	p := portFile{filepath.Join(t.TempDir(), "ports.json")}
+	if ports, err := p.acquire("h", 1, taken, 1); !errors.Is(err, errExhausted) {
+		t.Errorf("a pool of one that a process has: %v, %v", ports, err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if ports, err := p.acquire("h", 1, taken, 1); err != nil || !slices.Equal(ports, []uint32{taken}) {
+		t.Errorf("once it has gone: %v, %v", ports, err)
 	}
 }
 

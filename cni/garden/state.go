@@ -94,7 +94,7 @@ func (p portFile) acquire(handle string, n int, start, total uint32) (ports []ui
 	}
 	err = p.change(func(a acquired) (bool, error) {
 		for range n {
-			port, err := a.take(handle, start, total)
+			port, err := a.take(handle, start, total, bound)
 			if err != nil {
 				return false, err
 			}
