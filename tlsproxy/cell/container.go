@@ -42,8 +42,9 @@ type container struct {
 	ctx  context.Context // ends with the container
 	end  context.CancelFunc
 
-	mu     sync.Mutex    // guards asking
+	mu     sync.Mutex    // guards asking and again
 	asking chan struct{} // closed when the asking under way is over; nil: none is
+	again  bool          // there is another than what may be asked for right now
 }
 
 func newContainer(f *Fleet, of control.TLSContainer, m *mint.Mint, version uint64) *container {
@@ -163,13 +164,23 @@ func (c *container) certificate(ctx context.Context) (*tls.Certificate, error) {
 	return p.cert, nil
 }
 
-// renew fetches the certificate again in the background: there is another.
-func (c *container) renew(context.Context) { c.refresh(false) }
+// renew fetches the certificate again in the background: there is another. The answer
+// that is waited for right now may be the one before.
+func (c *container) renew(context.Context) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.again = c.asking != nil
+	c.refreshLocked(false)
+}
 
 // refresh asks the daemon, once at a time; the channel is closed when it has.
 func (c *container) refresh(fresh bool) <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.refreshLocked(fresh)
+}
+
+func (c *container) refreshLocked(fresh bool) <-chan struct{} {
 	if c.asking != nil {
 		return c.asking
 	}
@@ -180,6 +191,10 @@ func (c *container) refresh(fresh bool) <-chan struct{} {
 		err := c.fetch(fresh)
 		c.mu.Lock()
 		c.asking = nil
+		if c.again && c.ctx.Err() == nil {
+			c.again = false
+			c.refreshLocked(false)
+		}
 		c.mu.Unlock()
 		if err == nil {
 			c.f.asks.taken.Add(1)

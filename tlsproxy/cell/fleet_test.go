@@ -324,3 +324,80 @@ func TestFleetWithoutOneContainersSockets(t *testing.T) {
 		t.Error("the container that can be served is not the one that is")
 	}
 }
+
+// slow is a daemon whose first certificate is long under way.
+type slow struct {
+	*daemon
+	began, listed, sent chan struct{}
+	asked               atomic.Int64
+	once                sync.Once
+}
+
+func (s *slow) TLSList(ctx context.Context, q control.TLSList) (control.TLSContainers, error) {
+	if q.Version == 2 {
+		s.once.Do(func() { close(s.listed) })
+	}
+	return s.daemon.TLSList(ctx, q)
+}
+
+func (s *slow) TLSCertificate(ctx context.Context, q control.TLSCertificate) (control.TLSPair, error) {
+	got, err := s.daemon.TLSCertificate(ctx, q)
+	if s.asked.Add(1) == 1 {
+		close(s.began)
+		<-s.sent
+	}
+	return got, err
+}
+
+// A certificate that is made anew while the one before is on its way to the proxy is
+// fetched as well.
+func TestFleetTakesTheNewestCertificate(t *testing.T) {
+	ns := nstest.New(t)
+	d := &slow{daemon: &daemon{version: 1, there: true, life: time.Hour, changed: make(chan struct{})},
+		began: make(chan struct{}), listed: make(chan struct{}), sent: make(chan struct{})}
+	if err := ns.Do(func() (err error) { d.sockets, err = mint.Create(control.TLSPort); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer d.sockets.Close()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	send := sync.OnceFunc(func() { close(d.sent) })
+	defer send()
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := control.Listen(socket, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	server := &control.Server{TLS: d, Authorizer: control.NewAuthorizer(uint32(unix.Getuid()), nil), Log: log}
+	wg.Go(func() { server.Serve(ctx, l) })
+	proxy := tlsproxy.New(tlsproxy.Options{Log: log})
+	fleet := New(Options{Socket: socket, Proxy: proxy, Log: log})
+	defer fleet.Close()
+	wg.Go(func() {
+		fleet.Run(ctx)
+		proxy.Shutdown(ctx)
+	})
+	wait := func(what string, ch chan struct{}) {
+		t.Helper()
+		select {
+		case <-ch:
+		case <-time.After(patience):
+			t.Fatalf("%s did not come", what)
+		}
+	}
+	wait("the first question for a certificate", d.began)
+	d.change(func() {})
+	wait("the question after the change", d.listed)
+	send()
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		if p := fleet.get("c1").pair.Load(); p != nil && p.cert.Leaf.SerialNumber.Int64() == 2 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("asked for %d certificates, want the second", d.asked.Load())
+		}
+	}
+}
