@@ -330,6 +330,7 @@ func (k *Keeper) take(ctx context.Context, e *entry, pair *Pair, trust string, e
 	if err != nil {
 		k.failed.Add(1)
 		e.failures++
+		e.asked = true // the one that is there is no older for it, but may say what holds no more
 		wait := pause(e.failures)
 		e.retry = now.boot + wait
 		time.AfterFunc(wait, k.poke)
@@ -356,6 +357,9 @@ func (k *Keeper) take(ctx context.Context, e *entry, pair *Pair, trust string, e
 	close(e.changed)
 	e.changed = make(chan struct{})
 	k.setTrustLocked(trust)
+	if e.asked {
+		k.poke() // the one that came may have been signed before
+	}
 	k.o.Log.Debug("certificate", "container", e.container, "expires", pair.NotAfter)
 	return true
 }

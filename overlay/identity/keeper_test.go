@@ -150,6 +150,27 @@ func TestRenewedAtHalf(t *testing.T) {
 
 // The server is away from just before the renewal on, for an hour: no handshake
 // waits or fails, and then the renewal is made up for.
+// What a certificate says has changed while the server is away: it is made anew when
+// the server is back, however young it is.
+func TestRenewalIsNotForgottenWithoutServer(t *testing.T) {
+	r := newRig(t, newHost(), t.TempDir())
+	r.Add("c")
+	if got := r.get(false); got != "c 1" {
+		t.Fatalf("first certificate %q", got)
+	}
+	r.h.set(func() { r.h.down = true })
+	r.Renew("c")
+	r.until("a failure", func() bool { _, failed := r.Counts(); return failed == 1 })
+	r.h.set(func() { r.h.down = false })
+	r.h.pass(time.Minute)
+	r.look()
+	r.until("the second certificate", func() bool { return r.get(false) == "c 2" })
+	r.look()
+	if n := r.h.count(); n != 2 {
+		t.Errorf("%d certificates, want 2", n)
+	}
+}
+
 func TestAnHourWithoutServer(t *testing.T) {
 	r := newRig(t, newHost(), t.TempDir())
 	r.Add("c")
