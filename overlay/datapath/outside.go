@@ -26,7 +26,7 @@ func (w *egress) toOutside(snap *fib.Snapshot, p []byte, r Reason) Reason {
 // Deliver writes a container's device: a virtio header and a packet, in pieces
 // that are the caller's again when it returns. It is for what comes from outside
 // the overlay; nothing here judges it. Without such a container nothing happens,
-// and the reason is NoEndpoint.
+// and the reason is NoEndpoint. What the device does not take is counted.
 func (p *Path) Deliver(to netip.Addr, incarnation uint64, pieces ...[]byte) Reason {
 	local := p.fib.Load().Local(to)
 	if local == nil || local.Incarnation != incarnation {
@@ -36,8 +36,9 @@ func (p *Path) Deliver(to netip.Addr, incarnation uint64, pieces ...[]byte) Reas
 	if e == nil {
 		return NoEndpoint
 	}
-	if err := e.dev.Write(pieces...); err != nil {
-		return DeviceWrite
+	r := written(e.dev.Write(pieces...))
+	if r != Passed {
+		p.undelivered.drop(r)
 	}
-	return Passed
+	return r
 }

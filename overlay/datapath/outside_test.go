@@ -2,11 +2,14 @@ package datapath
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"tulle/overlay/fib"
 	"tulle/overlay/packet"
 	"tulle/overlay/packet/packettest"
+	"tulle/overlay/shape"
+	"tulle/overlay/tun/tuntest"
 )
 
 // carrier notes what it is given, and takes it unless it is asked not to.
@@ -82,4 +85,34 @@ func TestDeliver(t *testing.T) {
 		t.Errorf("nobody: %v", r)
 	}
 	k.expect()
+}
+
+// What comes from outside, or from the resolver, beyond a container's bandwidth is
+// counted as what comes from other containers is.
+func TestUndeliveredIsCounted(t *testing.T) {
+	w := newWorld(t)
+	a := w.cell(1)
+	a.path.started.Store(false) // nobody reads the device
+	addr := addrPort("10.255.1.2:4000")
+	dev, _ := tuntest.New()
+	slow := shape.Wrap(dev, shape.Limits{Ingress: shape.Rate{Rate: 1, Burst: 1500 * 8}})
+	if err := a.path.Attach(fib.Local{Addr: addr.Addr(), App: "web", Incarnation: 7}, slow); err != nil {
+		t.Fatal(err)
+	}
+	b := append(make([]byte, packet.VirtioLen), packettest.UDP(addrPort("203.0.113.1:53"), addr, make([]byte, 60000))...)
+	before, refused := a.path.Stats(), 0
+	for range 10 {
+		switch r := a.path.Deliver(addr.Addr(), 7, b); r {
+		case Passed:
+		case Bandwidth:
+			refused++
+		default:
+			t.Fatalf("deliver: %v", r)
+		}
+	}
+	if refused == 0 {
+		t.Fatal("everything was taken")
+	}
+	a.path.Reply(addr, addrPort("169.254.0.2:53"), make([]byte, 60000))
+	a.dropped(before, slices.Repeat([]Reason{Bandwidth}, refused+1)...)
 }

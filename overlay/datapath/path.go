@@ -57,7 +57,9 @@ type Path struct {
 	probes   *prober
 	awake    chan struct{} // capacity 1: a way is used for the first time; nil: nobody waits
 	cut      atomic.Uint64
-	in       *ingress
+	// undelivered has the drops of Deliver and Reply.
+	undelivered counters
+	in          *ingress
 
 	tunnelMu sync.Mutex // guards inside
 	inside   *ingress   // of what comes through Tunnel, in its goroutines

@@ -46,5 +46,7 @@ func (p *Path) Reply(to, from netip.AddrPort, payload []byte) {
 	b = packet.AppendUDP(b, from, to, payload)
 	p.controlMu.Lock()
 	defer p.controlMu.Unlock()
-	p.control.deliver(e, b)
+	if r := p.control.deliver(e, b); r != Passed {
+		p.undelivered.drop(r)
+	}
 }

@@ -45,7 +45,8 @@ type Traffic struct {
 // Stats is a reading of all counters.
 type Stats struct {
 	// Egress counts packets that containers sent, also to each other; Ingress
-	// those that came from peers.
+	// those that came from peers. Among the drops of Ingress is also what came from
+	// outside the overlay, or from the resolver, and was not taken by its device.
 	Egress, Ingress Traffic
 	Flows           int
 	// FlowsCut counts flows ended because a policy, an endpoint or a peer went.
@@ -62,6 +63,7 @@ func (p *Path) Stats() Stats {
 	p.mu.Unlock()
 	p.in.c.addTo(&s.Ingress)
 	p.inside.c.addTo(&s.Ingress)
+	p.undelivered.addTo(&s.Ingress)
 	s.Flows = p.flows.Len()
 	s.FlowsCut = p.cut.Load()
 	return s
