@@ -283,6 +283,8 @@ func TestNetIn(t *testing.T) {
 		{`{"HostPort": 7000, "ContainerPort": 22}`, `{"host_port":7000,"container_port":22}`, ""},
 		{`{"HostPort": 7000, "ContainerPort": 23}`, "", "cfnetworking: net-in: forward port 7000: port 7000 is forwarded to container h1 already\n"},
 		{`{"HostPort": 70000, "ContainerPort": 23}`, "", "cfnetworking: net-in: host port 70000, container port 23: ports end at 65535\n"},
+		{`{"HostIP": "<nil>", "HostPort": 7001, "ContainerPort": 22}`, `{"host_port":7001,"container_port":22}`, ""},
+		{`{"HostIP": "10.0.0.300", "HostPort": 7002, "ContainerPort": 22}`, "", "cfnetworking: net-in: host ip \"10.0.0.300\" is no address\n"},
 		{`{"ContainerPort": 70000}`, "", "cfnetworking: net-in: host port 0, container port 70000: ports end at 65535\n"},
 	} {
 		out, errs, code := c.call("net-in", "h1", row.in)
@@ -300,7 +302,7 @@ func TestNetIn(t *testing.T) {
 	}
 	ports, err := daemon.Ports(t.Context())
 	must(t, err)
-	if len(ports) != 3 || ports[0].HostIP.String() != "10.0.0.1" || ports[0].Container != "h1" || ports[2].Port.Port != 22 {
+	if len(ports) != 4 || ports[0].HostIP.String() != "10.0.0.1" || ports[0].Container != "h1" || ports[2].Port.Port != 22 {
 		t.Errorf("ports %+v", ports)
 	}
 }

@@ -19,6 +19,9 @@ type netInInput struct {
 	ContainerPort uint32
 }
 
+// noIP is what Go's net writes for no address, and guardian where it was told none.
+const noIP = "<nil>"
+
 // netIn forwards one more port. Only our own plugin can: others are told of ports
 // when a container is made.
 func (n networker) netIn(ctx context.Context, handle string, in netInInput) (out *netIn, err error) {
@@ -28,6 +31,12 @@ func (n networker) netIn(ctx context.Context, handle string, in netInInput) (out
 	}
 	if in.HostPort > maxPort || in.ContainerPort > maxPort {
 		return nil, fmt.Errorf("net-in: host port %d, container port %d: ports end at %d", in.HostPort, in.ContainerPort, maxPort)
+	}
+	host := netip.IPv4Unspecified()
+	if in.HostIP != "" && in.HostIP != noIP {
+		if host, err = netip.ParseAddr(in.HostIP); err != nil {
+			return nil, fmt.Errorf("net-in: host ip %q is no address", in.HostIP)
+		}
 	}
 	if in.HostPort == 0 {
 		var given []uint32
@@ -45,8 +54,8 @@ func (n networker) netIn(ctx context.Context, handle string, in netInInput) (out
 		in.ContainerPort = in.HostPort
 	}
 	p := control.Port{Protocol: "tcp", HostPort: uint16(in.HostPort), Port: uint16(in.ContainerPort)}
-	if a, err := netip.ParseAddr(in.HostIP); err == nil && !a.IsUnspecified() {
-		p.HostIP = a
+	if !host.IsUnspecified() {
+		p.HostIP = host
 	}
 	if err := attach.AddPort(ctx, attach.Container{ID: handle, Device: device, Socket: socket}, p); err != nil {
 		return nil, fmt.Errorf("net-in: %w", err)
