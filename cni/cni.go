@@ -105,7 +105,7 @@ func dispatch(ctx context.Context, env func(string) string, stdin io.Reader, std
 	if err != nil {
 		return asked, types.NewError(types.ErrIOFailure, "read the network configuration", err.Error())
 	}
-	conf, err := netconf.Parse(b)
+	conf, err := netconf.ParseHead(b)
 	if err != nil {
 		return asked, types.NewError(types.ErrDecodingFailure, err.Error(), "")
 	}
@@ -115,6 +115,11 @@ func dispatch(ctx context.Context, env func(string) string, stdin io.Reader, std
 	asked = conf.CNIVersion
 	if enough, err := version.GreaterThanOrEqualTo(asked, verb.since); err != nil || !enough {
 		return asked, types.NewError(types.ErrIncompatibleCNIVersion, fmt.Sprintf("CNI %s has no %s", asked, command), "")
+	}
+	if verb.whole {
+		if conf, err = netconf.Parse(b); err != nil {
+			return asked, types.NewError(types.ErrDecodingFailure, err.Error(), "")
+		}
 	}
 	if err := utils.ValidateNetworkName(conf.Name); err != nil {
 		return asked, err
@@ -138,19 +143,20 @@ func dispatch(ctx context.Context, env func(string) string, stdin io.Reader, std
 	return asked, nil
 }
 
-// verb is a command: the version that introduced it, and what it needs.
+// verb is a command: the version that introduced it, and what it needs; whole is what
+// the configuration says of containers.
 type verb struct {
-	since            string
-	container, netns bool
-	do               func(*call, context.Context) (types.Result, error)
+	since                   string
+	container, netns, whole bool
+	do                      func(*call, context.Context) (types.Result, error)
 }
 
 var verbs = map[string]verb{
-	"ADD":    {since: "0.3.1", container: true, netns: true, do: (*call).add},
+	"ADD":    {since: "0.3.1", container: true, netns: true, whole: true, do: (*call).add},
 	"DEL":    {since: "0.3.1", container: true, do: (*call).del},
-	"CHECK":  {since: "0.4.0", container: true, netns: true, do: (*call).check},
+	"CHECK":  {since: "0.4.0", container: true, netns: true, whole: true, do: (*call).check},
 	"GC":     {since: "1.1.0", do: (*call).gc},
-	"STATUS": {since: "1.1.0", do: (*call).status},
+	"STATUS": {since: "1.1.0", whole: true, do: (*call).status},
 }
 
 func (c *call) validate(v verb) error {

@@ -75,6 +75,8 @@ func TestErrors(t *testing.T) {
 		{"not JSON", env("ADD", "c1", n.Path(), "eth0"), "{", nil, types.ErrDecodingFailure, "network configuration"},
 		{"old version", env("ADD", "c1", n.Path(), "eth0"), conf("0.2.0", c.Socket), nil, types.ErrIncompatibleCNIVersion, "incompatible"},
 		{"version to come", env("ADD", "c1", n.Path(), "eth0"), conf("9.0.0", c.Socket), nil, types.ErrIncompatibleCNIVersion, "incompatible"},
+		{"version to come, with a result", env("ADD", "c1", n.Path(), "eth0"), strings.Replace(conf("9.0.0", c.Socket), `"app"`, `"prevResult": {"cniVersion": "9.0.0"}, "app"`, 1), nil, types.ErrIncompatibleCNIVersion, "incompatible"},
+		{"result of another version", env("ADD", "c1", n.Path(), "eth0"), strings.Replace(good, `"app"`, `"prevResult": {"cniVersion": "0.4.0"}, "app"`, 1), nil, types.ErrDecodingFailure, "prevResult"},
 		{"STATUS before it was", env("STATUS", "", "", ""), good, nil, types.ErrIncompatibleCNIVersion, "has no STATUS"},
 		{"GC before it was", env("GC", "", "", ""), good, nil, types.ErrIncompatibleCNIVersion, "has no GC"},
 		{"GC without the daemon", env("GC", "", "", ""), conf("1.1.0", "/nowhere.sock"), nil, types.ErrTryAgainLater, "start tulle-celld"},
@@ -177,6 +179,28 @@ func TestSameContainerTwice(t *testing.T) {
 			t.Errorf("endpoints (-want +got):\n%s", diff)
 		}
 	})
+}
+
+// TestDelOfWhatWasRefused: whatever ADD found wrong with what the container was to be,
+// the runtime takes it away with the same configuration.
+func TestDelOfWhatWasRefused(t *testing.T) {
+	nstest.NeedTUN(t)
+	n, c := nstest.New(t), cnitest.New(t)
+	for _, bad := range []string{
+		`"runtimeConfig": {"portMappings": [{"hostPort": 70000, "containerPort": 80}]}`, `"runtimeConfig": {"bandwidth": {"ingressRate": -1}}`,
+		`"prevResult": {"cniVersion": "0.4.0"}`, `"prevResult": {"ips": 7}`, `"dns": "here"`, `"metadata": {"space_id": 7}`,
+	} {
+		stdin := strings.Replace(conf("1.1.0", c.Socket), `"app"`, bad+`, "app"`, 1)
+		if out, code := call(env("ADD", "c1", n.Path(), "eth0"), stdin); code != 1 || !strings.Contains(out, `"code":6`) || !strings.Contains(out, `"cniVersion":"1.1.0"`) {
+			t.Errorf("%s: ADD: exit status %d: %s", bad, code, out)
+		}
+		for _, command := range []string{"DEL", "GC"} {
+			if out, code := call(env(command, "c1", n.Path(), "eth0"), stdin); code != 0 {
+				t.Errorf("%s: %s: exit status %d: %s", bad, command, code, out)
+			}
+		}
+	}
+	nothingLeft(t, n, c)
 }
 
 // TestNameThatNoContainerCanHave: ADD is refused, the DEL that follows has nothing to

@@ -4,6 +4,7 @@
 package netconf
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 
@@ -99,4 +100,23 @@ func Parse(b []byte) (*Conf, error) {
 		c.Socket = control.DefaultSocket()
 	}
 	return c, nil
+}
+
+// ParseHead is Parse of the keys that a network has whatever its containers are to be:
+// which version of the protocol, which network, whose daemon. A container that was
+// refused for what the others say is taken away all the same.
+func ParseHead(b []byte) (*Conf, error) {
+	var head struct {
+		CNIVersion       string               `json:"cniVersion"`
+		Name             string               `json:"name"`
+		Socket           string               `json:"socket"`
+		ValidAttachments []types.GCAttachment `json:"cni.dev/valid-attachments"`
+	}
+	if err := json.Unmarshal(b, &head); err != nil {
+		return nil, fmt.Errorf("network configuration: %w", err)
+	}
+	return &Conf{
+		PluginConf: types.PluginConf{CNIVersion: head.CNIVersion, Name: head.Name, ValidAttachments: head.ValidAttachments},
+		Socket:     cmp.Or(head.Socket, control.DefaultSocket()),
+	}, nil
 }
