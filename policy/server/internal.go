@@ -218,6 +218,7 @@ func (in *Internal) ofCell(handle cellHandler) http.HandlerFunc {
 // the original asks, answered as text, as the original does.
 func (in *Internal) ofReader(handle cellHandler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		nameRequest(w.Header(), r)
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		client, err := in.client(r)
 		if err == nil {
@@ -319,7 +320,11 @@ func (in *Internal) refuse(w http.ResponseWriter, r *http.Request, cell ca.Peer,
 		}
 	}
 	if answer.code >= 500 && r.Context().Err() == nil {
-		in.log.Error("internal API request failed", "method", r.Method, "path", r.URL.Path, "cell", cell.Name, "error", err)
+		log := in.log
+		if id := w.Header().Get(headerRequestID); id != "" { // a cell's own requests have none
+			log = log.With("request_id", id)
+		}
+		log.Error("internal API request failed", "method", r.Method, "path", r.URL.Path, "cell", cell.Name, "error", err)
 	}
 	if w.Header().Get("Content-Type") == "" {
 		w.Header().Set("Content-Type", "application/json")

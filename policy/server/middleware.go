@@ -25,11 +25,7 @@ type handler func(w http.ResponseWriter, r *http.Request) error
 func (s *Server) dress(name string, h handler) http.Handler {
 	inner := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		header := w.Header()
-		id := uuid.NewString()
-		if came := r.Header.Get(headerRequestID); came != "" {
-			id = came + "::" + id
-		}
-		header.Set(headerRequestID, id)
+		nameRequest(header, r)
 		header.Set("X-XSS-Protection", "1; mode=block")
 		header.Set("X-Content-Type-Options", "nosniff")
 		header.Set("X-Frame-Options", "deny")
@@ -45,6 +41,16 @@ func (s *Server) dress(name string, h handler) http.Handler {
 		}
 	})
 	return s.instrument("external", name, inner)
+}
+
+// nameRequest gives the answer the request's id, by which the log tells of it:
+// the one that the request came with, if any, and one of its own.
+func nameRequest(answer http.Header, r *http.Request) {
+	id := uuid.NewString()
+	if came := r.Header.Get(headerRequestID); came != "" {
+		id = came + "::" + id
+	}
+	answer.Set(headerRequestID, id)
 }
 
 // corsOrigin is the entry of the allowed domains that the origin falls under.

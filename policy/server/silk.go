@@ -37,6 +37,7 @@ func NewSilk(s store.SilkStore, log *slog.Logger) *Silk {
 	k := &Silk{store: s, router: mux.NewRouter().SkipClean(true), log: log}
 	handle := func(method, path string, h handler) {
 		k.router.Methods(method).Path(path).HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			nameRequest(w.Header(), r)
 			if time.Now().After(r.TLS.PeerCertificates[0].NotAfter) { // a connection may outlive it
 				writeError(w, r, k.log, refuse(http.StatusForbidden, "the certificate has expired", nil))
 				return

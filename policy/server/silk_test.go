@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -338,6 +339,31 @@ func TestLegacyIsOffByDefault(t *testing.T) {
 	w := start(t)
 	if got := w.server.Addresses().Legacy; got != "" {
 		t.Errorf("the lease API is served at %s", got)
+	}
+}
+
+// TestRequestsOfAgentsHaveIDs: an answer names its request, as the external API's
+// does, whether it went well or not.
+func TestRequestsOfAgentsHaveIDs(t *testing.T) {
+	r := newLegacyRig(t)
+	agent := r.daemon("127.0.0.11")
+	for _, url := range []string{
+		r.internal + "/networking/v1/internal/policies", r.internal + "/networking/v1/internal/security_groups?limit=x",
+		r.silk + "/leases",
+	} {
+		for came, want := range map[string]string{"": `^[0-9a-f-]{36}$`, "came": `^came::[0-9a-f-]{36}$`} {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+			r.must(err)
+			if came != "" {
+				req.Header.Set("X-VCAP-Request-ID", came)
+			}
+			got, err := agent.Do(req)
+			r.must(err)
+			got.Body.Close()
+			if id := got.Header.Get("X-VCAP-Request-ID"); !regexp.MustCompile(want).MatchString(id) {
+				t.Errorf("GET %s with the id %q: answered with %q", url, came, id)
+			}
+		}
 	}
 }
 
