@@ -147,7 +147,11 @@ func (d *db) Import(ctx context.Context, b *store.Backup) error {
 			Revision api.Revision `json:"revision"`
 			At       time.Time    `json:"at"`
 		}{b.Epoch, b.Revision, b.At})
-		return t.exec(`UPDATE meta SET epoch = ?, revision = ?, policies_updated = ?`, string(epoch), int64(b.Revision), b.PoliciesUpdated.UnixMicro())
+		// Pollers that know what came after the backup ask again only where the
+		// number is greater than theirs.
+		later := func(than time.Time) int64 { return max(t.now.UnixMicro(), than.UnixMicro()+1) }
+		return t.exec(`UPDATE meta SET epoch = ?, revision = ?, policies_updated = ?, groups_updated = ?`,
+			string(epoch), int64(b.Revision), later(b.PoliciesUpdated), later(b.GroupsUpdated))
 	})
 	if err == nil {
 		d.epoch.Store(&epoch)
@@ -207,10 +211,7 @@ func (t *tx) putGroups(b *store.Backup) error {
 			return err
 		}
 	}
-	if b.GroupsUpdated.IsZero() {
-		return nil
-	}
-	return t.exec(`UPDATE meta SET groups_updated = ?`, b.GroupsUpdated.UnixMicro())
+	return nil
 }
 
 func (t *tx) putRegistry(b *store.Backup) error {
