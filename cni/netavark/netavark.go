@@ -119,9 +119,13 @@ func setup(ctx context.Context, r *request, netns string, env func(string) strin
 		mac = attach.MadeUpMAC(got.Address.Addr())
 	}
 	names := conf.Names(got.Resolver)
+	addresses := []address{{got.Address}}
+	if got.Address6.IsValid() {
+		addresses = append(addresses, address{got.Address6})
+	}
 	return status{
 		Search: orEmpty(names.Search), Servers: orEmpty(names.Nameservers),
-		Interfaces: map[string]networkInterface{r.device(): {MAC: mac, Subnets: []address{{got.Address}}}},
+		Interfaces: map[string]networkInterface{r.device(): {MAC: mac, Subnets: addresses}},
 	}, nil
 }
 

@@ -36,9 +36,10 @@ func request(socket, options, extra string) string {
 func TestLifeOfAContainer(t *testing.T) {
 	nstest.NeedTUN(t)
 	n, c := nstest.New(t), cnitest.New(t)
+	c.Set(func() { c.Address6 = netip.MustParsePrefix("fd74:756c:6c65::aff:703/128") })
 	in := request(c.Socket, `, "name_pattern": "(?P<app>[a-z]+)-(?P<instance>[0-9]+)", "search": "apps.internal,example.internal"`, "")
 	out, code := call(in, nil, "setup", n.Path())
-	want := `{"dns_search_domains":["apps.internal","example.internal"],"dns_server_ips":["169.254.0.2"],"interfaces":{"eth0":{"mac_address":"ee:ee:0a:ff:07:03","subnets":[{"ipnet":"10.255.7.3/32"}]}}}`
+	want := `{"dns_search_domains":["apps.internal","example.internal"],"dns_server_ips":["169.254.0.2"],"interfaces":{"eth0":{"mac_address":"ee:ee:0a:ff:07:03","subnets":[{"ipnet":"10.255.7.3/32"},{"ipnet":"fd74:756c:6c65::aff:703/128"}]}}}`
 	if code != 0 || out != want {
 		t.Fatalf("exit status %d: %s", code, out)
 	}

@@ -170,7 +170,7 @@ func (n network) check() error {
 	case len(n.Subnets) > 0:
 		return fmt.Errorf("network %s: addresses are of the cell's lease: give no subnet", n.Name)
 	case n.IPv6:
-		return fmt.Errorf("network %s: containers have IPv4 addresses: leave ipv6 out", n.Name)
+		return fmt.Errorf("network %s: the cell gives every container its IPv6 address: leave ipv6 out", n.Name)
 	}
 	if err := known(n.Options, ofNetwork); err != nil {
 		return fmt.Errorf("network %s: %w", n.Name, err)

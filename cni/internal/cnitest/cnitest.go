@@ -29,6 +29,7 @@ type Cell struct {
 	Endpoints map[string]*Endpoint  // guarded by mu
 	Refuse    error                 // guarded by mu
 	Address   netip.Prefix          // guarded by mu: the next one given
+	Address6  netip.Prefix          // guarded by mu: given to all; invalid: none
 	MTU       int                   // guarded by mu
 	Before    func()                // guarded by mu: called when an attach has come
 	After     func()                // guarded by mu: called when the endpoint is there, before the answer
@@ -99,7 +100,7 @@ func (c *Cell) Attach(ctx context.Context, r control.AttachRequest) (control.Att
 	}
 	c.Endpoints[r.Container] = e
 	c.callLocked(c.After)
-	return control.Attached{Address: address, MTU: c.MTU, Resolver: netip.MustParseAddr("169.254.0.2"), App: "guid"}, nil
+	return control.Attached{Address: address, Address6: c.Address6, MTU: c.MTU, Resolver: netip.MustParseAddr("169.254.0.2"), App: "guid"}, nil
 }
 
 // Detach implements control.Handler.
