@@ -38,6 +38,7 @@ type terminals struct {
 	changed chan struct{}
 	of      map[string]*terminal
 	routes  routes
+	named   bool        // routes are all that there are
 	proxies int         // that ask for the list right now
 	alone   *time.Timer // runs while there is none
 	told    bool        // that there is none
@@ -90,6 +91,9 @@ func (t *terminals) put(e endpoint.Endpoint, s *mint.Sockets) error {
 	t.of[e.Container] = &terminal{e: e, sockets: own}
 	t.changeLocked(t.of[e.Container])
 	t.d.identity.Add(e.Container)
+	if t.named && e.AppID != "" && t.d.identity.Names(e.Container) != nil {
+		t.renameLocked(e.Container, e.AppID) // it comes back after the event that says so
+	}
 	return nil
 }
 

@@ -306,6 +306,55 @@ func TestTLSSocketsOutliveTheDaemon(t *testing.T) {
 	}
 }
 
+// A container that comes back after the daemon has heard what names there are has a
+// certificate with those that were mapped meanwhile.
+func TestTLSNamesThatCameWhileTheDaemonWasAway(t *testing.T) {
+	p := newPlane(t)
+	c := p.cell("a", "127.0.0.1", nil)
+	db, sockets := c.secured("db-0", "db", control.LifelineConnection)
+	names := func() []string {
+		t.Helper()
+		pair, err := c.client().TLSCertificate(t.Context(), control.TLSCertificate{Container: "db-0"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert, err := tls.X509KeyPair([]byte(pair.Certificate), []byte(pair.Key))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cert.Leaf.DNSNames
+	}
+	if got := names(); !slices.Equal(got, []string{"db-0"}) {
+		t.Errorf("at first the certificate has %v", got)
+	}
+	c.shut()
+	if _, err := p.store.AddRoutes(t.Context(), []policy.Route{{Name: "db.apps.internal", App: "db"}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	c.run()
+	eventually(t, "the names", func() bool {
+		n, _ := c.daemon.life.Load().names.Count()
+		return n == 1
+	})
+	terminals := c.daemon.life.Load().terminals
+	eventually(t, "the names for certificates", func() bool {
+		terminals.mu.Lock()
+		defer terminals.mu.Unlock()
+		return len(terminals.routes) == 1
+	})
+	r := c.request("db-0", "db", control.LifelineConnection)
+	r.TLS = &control.TLS{Backend: 80}
+	r.Resume = true
+	db.conn = c.client()
+	if _, err := db.conn.Attach(t.Context(), r, db.tun, nil, sockets.Files()...); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the name in the certificate", func() bool { return slices.Contains(names(), "db.apps.internal") })
+	if renewed, _ := c.daemon.identity.Counts(); renewed != 1 {
+		t.Errorf("%d certificates since the start, want 1", renewed)
+	}
+}
+
 // refusedSoon waits until the port refuses.
 func (a *app) refusedSoon(b *app) {
 	a.Helper()

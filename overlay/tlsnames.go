@@ -51,6 +51,7 @@ func (l *life) renamed(e api.Event) {
 	if !t.routes.take(e) {
 		return
 	}
+	t.named = t.named || e.Snapshot != nil
 	for container, one := range t.of {
 		l.mu.Lock()
 		app := one.e.AppID
@@ -58,12 +59,18 @@ func (l *life) renamed(e api.Event) {
 			app = at.e.AppID
 		}
 		l.mu.Unlock()
-		want := append(slices.Collect(maps.Keys(t.routes[app])), container)
-		have := l.d.identity.Names(container)
-		slices.Sort(want)
-		slices.Sort(have)
-		if !slices.Equal(want, have) {
-			l.d.identity.Renew(container)
-		}
+		t.renameLocked(container, app)
+	}
+}
+
+// renameLocked has a container's certificate made anew if its names are others than
+// those of the app's routes.
+func (t *terminals) renameLocked(container string, app policy.AppID) {
+	want := append(slices.Collect(maps.Keys(t.routes[app])), container)
+	have := t.d.identity.Names(container)
+	slices.Sort(want)
+	slices.Sort(have)
+	if !slices.Equal(want, have) {
+		t.d.identity.Renew(container)
 	}
 }
