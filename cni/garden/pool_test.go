@@ -67,6 +67,20 @@ func TestPoolPassesOverPortsInUse(t *testing.T) {
 	}
 }
 
+// TestPoolPassesOverWhatIsNamed: a port that the same container asks for by its number
+// is not given to it a second time.
+func TestPoolPassesOverWhatIsNamed(t *testing.T) {
+	n := networker{config: config{StartPort: 62000, TotalPorts: 100}, ports: portFile{filepath.Join(t.TempDir(), "ports.json")}}
+	in := []netIn{{0, 8080}, {62000, 9090}, {0, 2222}}
+	given, err := n.choosePorts("h", in)
+	if err != nil || len(given) != 2 || slices.Contains(given, 62000) {
+		t.Errorf("given %v, %v", given, err)
+	}
+	if in[0].HostPort != given[0] || in[1].HostPort != 62000 || in[2].HostPort != given[1] {
+		t.Errorf("asks for %v, given %v", in, given)
+	}
+}
+
 // TestStateFile in every form it may be found in.
 func TestStateFile(t *testing.T) {
 	for _, c := range []struct {

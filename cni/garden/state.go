@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -87,14 +88,15 @@ func (p portFile) replace(state portState) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// acquire takes n ports of the pool for the handle, all or none.
-func (p portFile) acquire(handle string, n int, start, total uint32) (ports []uint32, err error) {
+// acquire takes n ports of the pool for the handle, all or none, and none of but.
+func (p portFile) acquire(handle string, n int, start, total uint32, but ...uint32) (ports []uint32, err error) {
 	if n == 0 {
 		return nil, nil
 	}
+	busy := func(port uint16) bool { return slices.Contains(but, uint32(port)) || bound(port) }
 	err = p.change(func(a acquired) (bool, error) {
 		for range n {
-			port, err := a.take(handle, start, total, bound)
+			port, err := a.take(handle, start, total, busy)
 			if err != nil {
 				return false, err
 			}

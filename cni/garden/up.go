@@ -134,12 +134,15 @@ func (n networker) netns(handle string) string { return filepath.Join(n.config.M
 // choosePorts replaces the zeros in in by ports of the pool.
 func (n networker) choosePorts(handle string, in []netIn) (given []uint32, err error) {
 	var zeros []int
+	var named []uint32 // by the container itself, and so in no state
 	for i, p := range in {
 		if p.HostPort == 0 {
 			zeros = append(zeros, i)
+		} else {
+			named = append(named, p.HostPort)
 		}
 	}
-	given, err = n.ports.acquire(handle, len(zeros), n.config.StartPort, n.config.TotalPorts)
+	given, err = n.ports.acquire(handle, len(zeros), n.config.StartPort, n.config.TotalPorts, named...)
 	if err != nil {
 		return nil, err
 	}
