@@ -131,6 +131,13 @@ func (p *Proxy) endsOf(r result) uint64 {
 // awaitEnds waits for all connections and checks how they ended.
 func (f *fixture) awaitEnds(t *testing.T, r result, want uint64) {
 	t.Helper()
+	// A client that left at once may not be accepted yet, and a listener that is
+	// closed forgets it.
+	for begun := time.Now(); f.metrics.accepted.Load() < want; runtime.Gosched() {
+		if time.Since(begun) > patience {
+			t.Fatalf("%d connections accepted, want %d", f.metrics.accepted.Load(), want)
+		}
+	}
 	f.drained(t)
 	if got := f.endsOf(r); got != want {
 		t.Errorf("%d connections ended as %s, want %d", got, r, want)

@@ -42,7 +42,7 @@ func netavarkContainer(t *testing.T, h *host, name string) (e control.Endpoint, 
 	must(t, json.Unmarshal([]byte(netavarkCall(t, h, "setup", name, string(b))), &got))
 	app, _, _ := strings.Cut(name, "-")
 	e = h.endpoint(t, ofApp(app))
-	if s := got.Interfaces["eth0"].Subnets; len(s) != 1 || s[0].Ipnet != e.Address.String()+"/32" || e.Instance != "0" {
+	if s := got.Interfaces["eth0"].Subnets; len(s) != 2 || s[0].Ipnet != e.Address.String()+"/32" || s[1].Ipnet != e.Address6.String()+"/128" || e.Instance != "0" {
 		t.Errorf("answered %+v, the endpoint is %+v", got, e)
 	}
 	return e, string(b)
