@@ -229,6 +229,7 @@ func TestOpenCap(t *testing.T) {
 	if _, err := r.container(2, anything(t)).dial(a.String()); err != nil {
 		t.Errorf("another container: %v", err)
 	}
+	until(t, "all are counted", func() bool { return r.e.Stats().Open == 3 })
 	first.SetLinger(0)
 	first.Close()
 	until(t, "the cap has room", func() bool { return r.e.Stats().Open == 2 })
@@ -262,6 +263,7 @@ func TestDryRunAndCap(t *testing.T) {
 	})
 	_, err := c.dial(server.String())
 	refused(t, err)
+	until(t, "all are counted", func() bool { return r.e.Stats().Open == 3 })
 	first.SetLinger(0)
 	first.Close()
 	until(t, "the cap has room", func() bool { return r.e.Stats().Open == 2 })
