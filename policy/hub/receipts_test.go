@@ -62,20 +62,20 @@ func (a asked) want(what string, want Receipt) {
 	}
 }
 
-// waitsFor returns when a receipt waits until the cell turns silent.
-func (b *bench) waitsFor(cell string) {
+// waiting returns when such a receipt is being waited for.
+func (b *bench) waiting(what string, such func(*receipt) bool) {
 	b.Helper()
 	for begun := time.Now(); ; runtime.Gosched() {
 		b.h.mu.Lock()
 		for r := range b.h.receipts {
-			if r.next == cell {
+			if such(r) {
 				b.h.mu.Unlock()
 				return
 			}
 		}
 		b.h.mu.Unlock()
 		if time.Since(begun) > 10*time.Second {
-			b.Fatalf("no receipt waits for %s", cell)
+			b.Fatalf("no receipt waits for %s", what)
 		}
 	}
 }
@@ -158,7 +158,7 @@ func TestReceiptNamesTheSilentAndWaitsForTheRest(t *testing.T) {
 	b.clock.advance(3 * time.Minute)
 	b.h.Seen("b")
 	q := b.ask(Question{Revision: rev}, time.Hour)
-	b.waitsFor("b")
+	b.waiting("b to speak or turn silent", func(r *receipt) bool { return r.next == "b" })
 	q.waits("b speaks")
 	b.ack("b", rev)
 	q.want("with c silent", Receipt{Revision: rev, Cells: 3, Reached: 2, Silent: []SilentCell{{"c", started}}})
@@ -193,11 +193,7 @@ func TestReceiptOfWhatIsNotThereYet(t *testing.T) {
 	last := revisionOf(b.next(w))
 	b.ack("a", last)
 	q := b.ask(Question{Revision: last + 1}, 0)
-	for asked := false; !asked; runtime.Gosched() {
-		b.h.mu.Lock()
-		asked = len(b.h.receipts) == 1
-		b.h.mu.Unlock()
-	}
+	b.waiting("the next revision", func(r *receipt) bool { return r.ask.Revision == last+1 })
 	q.waits("the next revision is not there")
 	rev := m.start("a", "web")
 	b.until(w, func(e api.Event) bool { return revisionOf(e) == rev })
