@@ -8,8 +8,6 @@ import (
 	"net/netip"
 	"runtime"
 	"sync"
-	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -18,7 +16,6 @@ import (
 	"tulle/overlay/packet/packettest"
 	"tulle/overlay/tun"
 	"tulle/overlay/tun/tuntest"
-	"tulle/overlay/udp"
 	"tulle/overlay/udp/udptest"
 	"tulle/policy"
 	"tulle/policy/table"
@@ -128,23 +125,10 @@ func (k *liveContainer) until(l *live, payload string) []received {
 
 func (k *liveContainer) at(port uint16) netip.AddrPort { return netip.AddrPortFrom(k.addr, port) }
 
-// failing is a socket of which the first reads end with an error.
-type failing struct {
-	udp.Conn
-	left atomic.Int32
-}
-
-func (f *failing) Receive(batch []udp.Message) (int, error) {
-	if f.left.Add(-1) >= 0 {
-		return 0, syscall.ENOMEM
-	}
-	return f.Conn.Receive(batch)
-}
-
 // A cell isn't deaf for good because the kernel was out of memory for a moment.
 func TestSocketThatFailsIsReadAgain(t *testing.T) {
-	var socket failing
-	socket.left.Store(4)
+	var socket udptest.Failing
+	socket.Left.Store(4)
 	l := newLive(t, func(_ *live, i int, o *Options) {
 		if i == 1 {
 			socket.Conn = o.Conn
@@ -158,7 +142,7 @@ func TestSocketThatFailsIsReadAgain(t *testing.T) {
 	l.start()
 	a.end.Send(packettest.UDP(a.at(1), b.at(9), []byte("hello")))
 	b.until(l, "hello")
-	if left := socket.left.Load(); left >= 0 {
+	if left := socket.Left.Load(); left >= 0 {
 		t.Errorf("%d errors were not met", left)
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -227,33 +226,20 @@ func TestFramesCrossTheTunnel(t *testing.T) {
 	}
 }
 
-// failing is a socket of which the first reads end with an error.
-type failing struct {
-	udp.Conn
-	left atomic.Int32
-}
-
-func (f *failing) Receive(batch []udp.Message) (int, error) {
-	if f.left.Add(-1) >= 0 {
-		return 0, syscall.ENOMEM
-	}
-	return f.Conn.Receive(batch)
-}
-
 // A cell isn't deaf for good because the kernel was out of memory for a moment.
 func TestSocketThatFailsIsReadAgain(t *testing.T) {
 	net := udptest.New()
-	var socket *failing
+	var socket *udptest.Failing
 	a, b := newCell(t, net, 1), newCellOver(t, net, 2, 1, func(c udp.Conn) udp.Conn {
-		socket = &failing{Conn: c}
-		socket.left.Store(4)
+		socket = &udptest.Failing{Conn: c}
+		socket.Left.Store(4)
 		return socket
 	})
 	a.knows(b)
 	b.knows(a)
 	a.send(b, "hello")
 	b.expect(a, "hello")
-	if left := socket.left.Load(); left >= 0 {
+	if left := socket.Left.Load(); left >= 0 {
 		t.Errorf("%d errors were not met", left)
 	}
 }
